@@ -1,0 +1,44 @@
+# make reproduce   run the reproduction notebooks, render their tables into reports/
+#                  PROFILE=embedded PAPERS=all SEEDS=0,1 DEVICE=cpu OUT=reports FORCE=1, all optional
+# make test        every notebook as a test, then pytest
+# make docs        the notebooks as a web site in _docs/
+# make lab         JupyterLab on the notebooks
+# make readme      README.md from nbs/index.ipynb
+# make export      the package from the notebooks
+#
+# Each of them first makes the virtual environment .venv, or brings it up to date when pyproject.toml has changed.
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.stamp
+
+.PHONY: help reproduce test docs lab readme export
+help:
+	@sed -n 's/^# \{0,1\}//p; /^$$/q' Makefile
+
+$(READY): pyproject.toml
+	@test -x $(BIN)/pip || { echo "Making .venv; this takes a few minutes and about 6 GB, once."; $(PYTHON) -m venv .venv; }
+	$(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check --editable ".[docs]"
+	@touch $@
+
+reproduce: $(READY)
+	$(BIN)/atr-nb reproduce $(if $(PROFILE),--profile "$(PROFILE)") $(if $(PAPERS),--papers "$(PAPERS)") $(if $(SEEDS),--seeds "$(SEEDS)") \
+	  $(if $(DEVICE),--device "$(DEVICE)") $(if $(OUT),--out "$(OUT)") $(if $(FORCE),--force)
+
+# The notebooks in reproduce/ run with their smallest profile in tests/test_cli.py.
+test: export HF_HUB_OFFLINE = 1
+test: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2 --timing --skip-folder-re '^([_.].*|reproduce|guides)$$'
+	$(BIN)/python -m pytest
+
+docs: $(READY)
+	$(BIN)/atr-nb docs
+
+lab: $(READY)
+	$(BIN)/jupyter lab nbs
+
+readme: $(READY)
+	$(BIN)/atr-nb readme
+
+export: $(READY)
+	$(BIN)/nbdev-export

@@ -1,0 +1,54 @@
+"Shared by all tests: where the repository is, and a small project to run things in."
+import os
+import resource
+import subprocess
+from pathlib import Path
+
+import pytest
+from nbformat import write
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+os.environ['HF_HUB_OFFLINE'] = '1'
+os.environ.pop('ATR_NB_CACHE', None)
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def root(): return ROOT
+
+
+@pytest.fixture
+def cpu_seconds():
+    "The processor time of a command, the best of several: unlike the clock's, it hardly depends on what else the machine does"
+    def measure(*command):
+        def once():
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            subprocess.run(command, check=True, capture_output=True)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        return min(once() for _ in range(5))
+    return measure
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    "A folder with settings.ini and room for reproduction notebooks; the working directory while the test runs."
+    (tmp_path/'settings.ini').write_text('[DEFAULT]\nepochs = 1\n[embedded]\nwidth = 8\n[smoke]\nwidth = 4\nseeds = 0\n')
+    (tmp_path/'nbs'/'reproduce').mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def paper(project):
+    "Write a reproduction notebook in miniature: paper('baseline', 'first cell', 'second cell')"
+    def make(name, *sources):
+        parameters = new_code_cell('profile = "embedded"\nseeds = None; out = None; force = False', metadata=dict(tags=['parameters']))
+        settings = new_code_cell('from atr_nb.settings import from_parameters\nsettings = from_parameters(globals())')
+        results = [c for s in sources for c in (new_markdown_cell(f'## Part {s[:8]}'), new_code_cell(s))]
+        nb = new_notebook(cells=[new_markdown_cell(f'# {name}'), parameters, settings, *results])
+        nb.metadata['kernelspec'] = dict(display_name='python3', language='python', name='python3')
+        path = project/'nbs'/'reproduce'/f'{name}.ipynb'
+        write(nb, path)
+        return path
+    return make

@@ -1,0 +1,252 @@
+"Published numbers, tables, claims and the report: what must never go wrong on the way from a run to a page."
+import json, re, shutil, subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+import numpy as np, pandas as pd, pytest, torch
+from atr_nb.results import published as P, report as R, tables as T
+
+ROOT = Path(__file__).resolve().parents[1]
+CLIP_OF_CAPTION = np.arange(40).repeat(5)
+
+# ---- toys: invented on purpose, and only ever in a temporary folder
+
+def toy_run(row, seed, spread, ranks, dataset='scenes-sparse', table='losses', **changes):
+    "A record and its ranks; the smaller `spread`, the better the toy."
+    rng = np.random.default_rng([seed, spread, len(table)])
+    run = f'toy-{table}-{row}-{dataset}-{seed}'
+    ranks[f'{run}_t2a'], ranks[f'{run}_a2t'] = (rng.integers(0, spread, n).astype('float32') for n in (200, 40))
+    ranks[f'{dataset}_clip_of_caption'], ranks[f'{dataset}_group'] = CLIP_OF_CAPTION, np.arange(40)//4
+    metrics = {f'{way}_r{k}': 100 * float((ranks[f'{run}_{way}'] < k).mean()) for way in ('t2a', 'a2t') for k in (1, 5, 10)}
+    return dict(run=run, profile='toy', paper='baseline', table=table, row=row, dataset=dataset, split='test', seed=seed, metrics=metrics, n_clips=40, n_captions=200,
+                ids_sha256='ab'*32, n_parameters=1000, commit='toy', versions={'toy': '1'}, device='toy', seconds=1.5, peak_memory_mb=10) | changes
+
+def toy_runs(ranks, **k): return [toy_run(row, seed, spread, ranks, **k) for row, spread in (('good', 8), ('poor', 30)) for seed in range(3)]
+
+def write_runs(folder, records, ranks=None):
+    T.write_file(folder/'runs.jsonl', ''.join(json.dumps(r) + '\n' for r in records))
+    if ranks: np.savez_compressed(folder/'ranks.npz', **ranks)
+    return folder
+
+class Sounds:
+    "A toy dataset whose captions and ids are rude."
+    name, split = 'scenes-sparse', 'test'
+    ids = ['../../up', 'a b/c.wav'] + [f'<img src=x> {i}' for i in range(10)]
+    captions = [[f'<script>alert({i})</script> & "{i}"'] for i in range(12)]
+    flat_captions = [c[0] for c in captions]
+    clip_of_caption = torch.arange(12)
+    def __len__(self): return 12
+    def audio(self, i, sample_rate): return torch.sin(torch.arange(sample_rate//4) * (i + 1) / 30) * 0.2
+
+@pytest.fixture
+def house(tmp_path):
+    "A toy reports folder with one whole paper."
+    ranks = {}; records = toy_runs(ranks) + toy_runs(ranks, dataset='scenes-dense')
+    folder = write_runs(tmp_path/'embedded'/'baseline', records, ranks)
+    claims = T.judge_all([T.Claim('better', 'A <b>toy</b> claim', ('losses', 'good'), ('losses', 'poor')), T.Claim('worse', 'A claim upside down', ('losses', 'poor'), ('losses', 'good'))], records, ranks)
+    T.write_claims(folder, claims); T.write_tables(folder, [T.table(records, 'losses')])
+    import matplotlib.pyplot as plt
+    fig, ax = plt.subplots(figsize=(2, 1)); ax.plot([0, 1]); R.save_figure(folder, 'line', fig, 'A toy line & "quotes" <script>'); plt.close(fig)
+    scores = np.random.default_rng(0).normal(size=(12, 12)) + np.eye(12)
+    R.save_examples(folder, [R.Listen(Sounds(), torch.tensor(scores), 'toy <model>')])
+    return tmp_path
+
+# ---- published numbers
+
+def test_every_published_file_is_trustworthy():
+    papers = {p.stem for p in P.FOLDER.glob('*.csv')}
+    assert papers >= {'baseline', '3cmlf', 'mgrl', 'hci_ac', 'tha_dcr', 'diffatr'}
+    for paper in papers:
+        df = P.published(paper)
+        assert (df.source[df.value.notna()].str.len() > 10).all() and not df.source.str.contains('/work|\\.md').any()
+    for paper in ('mgrl', 'hci_ac', 'tha_dcr', 'diffatr'): assert P.published(paper).value.isna().all(), f'{paper}: if numbers were entered, update this test'
+
+@pytest.mark.parametrize('row, complaint', [
+    ('toy,main,A,audiocaps,test,t2a_r1,34.9,,', 'no source'), ('toy,main,A,audiocaps,test,t2a_r1,34.9,"  ",', 'no source'),
+    ('toy,main,A,audiocaps,test,t2a_r1,,book,', 'not at hand'), ('toy,main,A,audiocaps,test,t2a_r1,134.9,book,', 'between 0 and 100'),
+    ('toy,main,A,audiocaps,test,t2a_r1,nan,book,', 'between 0 and 100'), ('toy,main,A,audiocaps,test,t2a_r1,many,book,', 'not a number'),
+    ('toy,main,A,audiocaps,test,t2a_r2,3,book,', 'unknown metric'), ('toy,main,A,scenes-dense,test,t2a_r1,3,book,', 'no published numbers'), ('other,main,A,clotho,test,t2a_r1,3,book,', 'does not match')])
+def test_untrustworthy_rows_are_named(tmp_path, row, complaint):
+    (tmp_path/'toy.csv').write_text(','.join(P.COLUMNS) + '\ntoy,main,Z,clotho,test,t2a_r1,1,book,\n' + row + '\n')
+    with pytest.raises(ValueError, match=complaint) as e: P.published('toy', tmp_path)
+    assert 'toy.csv, line 3' in str(e.value)
+
+def test_published_columns_are_checked(tmp_path):
+    (tmp_path/'toy.csv').write_text('paper,table\n')
+    with pytest.raises(ValueError, match='expected paper, table, row'): P.published('toy', tmp_path)
+    with pytest.raises(FileNotFoundError, match='papers at hand: toy'): P.published('nobody', tmp_path)
+
+# ---- records and tables
+
+def test_records_round_trip(tmp_path):
+    records = toy_runs({}); write_runs(tmp_path, records + records[:2])
+    assert T.load_records(tmp_path) == records
+
+@pytest.mark.parametrize('line', ['{"run": "cut sh', '[]', '{}', 'null', json.dumps(toy_run('x', 9, 8, {}) | dict(metrics=None)), json.dumps(toy_run('x', 9, 8, {}) | dict(metrics={'t2a_r1': float('nan')})), json.dumps(toy_run('x', 9, 8, {}))[:-40]])
+def test_a_damaged_line_is_named(tmp_path, line):
+    write_runs(tmp_path, toy_runs({}))
+    with open(tmp_path/'runs.jsonl', 'a') as f: f.write(line)
+    with pytest.raises(ValueError, match=r'runs\.jsonl, line 7'): T.load_records(tmp_path)
+
+def test_two_runs_under_one_label_are_refused(tmp_path):
+    a = toy_run('x', 0, 8, {}); write_runs(tmp_path, [a, a | dict(run='another')])
+    with pytest.raises(ValueError, match='already stands'): T.load_records(tmp_path)
+
+def test_embedded_results_never_stand_beside_a_paper():
+    forged = pd.DataFrame([dict(paper='x', table='losses', row='good', dataset='scenes-sparse', split='test', metric=m, value=50., source='forged', note='') for m in T.SHOWN])
+    for offered in (None, P.published('baseline'), forged):
+        t = T.table(toy_runs({}), 'losses', offered)
+        assert not t.compared and 'paper' not in ' '.join(t.header) and T.EMBEDDED in t._repr_markdown_() and '50' not in ''.join(t.notes)
+    with pytest.raises(ValueError, match='mixes'): T.table(toy_runs({}) + toy_runs({}, dataset='audiocaps', n_clips=957), 'losses', P.published('baseline'))
+
+def test_paper_ours_difference():
+    runs = toy_runs({}, dataset='audiocaps', n_clips=957, table='Table I')
+    for r in runs[:3]: r['row'] = '3CMLF, pre-trained, with CHM'
+    t = T.table(runs, 'Table I', P.published('3cmlf'))
+    first = t.frame.iloc[0]
+    assert t.compared and first.t2a_r1_paper == 34.9 and first.t2a_r1_difference == pytest.approx(first.t2a_r1 - 34.9)
+    assert 'CE' in t.frame.row.tolist() and any('poor on audiocaps: not at hand' in n for n in t.notes) and any('APSIPA' in n for n in t.notes)
+    assert not T.table([r | dict(n_clips=883) for r in runs], 'Table I', P.published('3cmlf')).compared
+    gap = T.table([r | dict(table='losses', row='NT-Xent') for r in runs[:1]], 'losses', P.published('baseline'))
+    assert gap.frame.t2a_r1_paper.isna()[0] and any('NT-Xent on audiocaps: not at hand' in n for n in gap.notes)
+
+def test_mean_spread_bold_and_order():
+    def run(row, seed, value, dataset='scenes-sparse'): return toy_run(row, seed, 8, {}, dataset) | dict(metrics={m: value for m in T.SHOWN})
+    t = T.table([run('b', 0, 40.), run('b', 1, 42.), run('a', 0, 40.), run('a', 1, 40.), run('c', 0, 39.), run('b', 0, 10., 'scenes-dense')], 'losses')
+    assert t.frame.row.tolist() == ['b', 'a', 'c', 'b'] and t.frame.dataset.tolist()[-1] == 'scenes-dense'
+    assert [r[2].text for r in t.body()] == ['41.0 ± 1.4', '40.0 ± 0.0', '39.0', '10.0']
+    assert [r[2].bold for r in t.body()] == [True, True, False, False] # within a standard deviation of the best; alone in its dataset
+    with pytest.raises(ValueError, match='other clips'): T.table([run('b', 0, 40.), run('a', 0, 40.) | dict(ids_sha256='cd'*32)], 'losses')
+
+def test_tables_are_written_whole(tmp_path):
+    t = T.table(toy_runs({}), 'losses'); T.write_tables(tmp_path, [t])
+    back = pd.read_csv(tmp_path/'tables.csv')
+    assert np.allclose(back.t2a_r1, t.frame.t2a_r1, atol=1e-4) and back.embedded.all() and not [c for c in back if 'paper' in c]
+    text = (tmp_path/'tables.md').read_text()
+    for word in ('40 clips', '200 captions', 'abababababab', 'seeds 0, 1, 2', 'commit toy', 'toy 1', 'device toy', 'wall time', 'peak memory'): assert word in text
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['tables.csv', 'tables.md']
+    assert '&lt;script' in T.table([r | dict(row='<script>|') for r in toy_runs({})[:1]], 'losses')._repr_markdown_()
+
+# ---- claims
+
+def test_claims(tmp_path):
+    ranks = {}; records = toy_runs(ranks); write_runs(tmp_path, records, ranks)
+    good, bad = T.judge_all([T.Claim('a', 's', ('losses', 'good'), ('losses', 'poor')), T.Claim('b', 's', ('losses', 'poor'), ('losses', 'good'), metric='a2t_r10')], T.load_records(tmp_path), T.load_ranks(tmp_path))
+    assert good['verdict'] == 'holds' and bad['verdict'] == 'does not hold' and len(good['runs']) == 6 and len(good['spread']) == 3
+    mean = T.summarise(records).set_index('row').t2a_r1
+    assert good['effect'] == pytest.approx(mean.good - mean.poor) and good['ci_low'] < good['effect'] < good['ci_high']
+    T.write_claims(tmp_path, [good, bad]); assert T.load_claims(tmp_path) == [good, bad]
+    assert {'claim', 'verdict', 'effect', 'ci_low', 'ci_high', 'runs'} <= json.loads((tmp_path/'claims.json').read_text())[0].keys()
+    text = T.Verdicts([good, bad])._repr_markdown_(); assert '✓ holds' in text and '✗ does not hold' in text
+
+def test_a_claim_needs_matching_runs():
+    ranks = {}; records = toy_runs(ranks) + toy_runs(ranks, dataset='scenes-dense')
+    claim = lambda **k: T.Claim(**(dict(name='c', statement='s', better=('losses', 'good'), worse=('losses', 'poor')) | k))
+    for k, complaint in ((dict(better=('losses', 'god')), 'no run for losses / god'), ({}, 'several datasets'), (dict(metric='t2a_medr', dataset='scenes-dense'), 'cannot be judged'),
+                         (dict(better=('losses', 'good', 'scenes-dense'), worse=('losses', 'poor', 'scenes-sparse')), 'same dataset')):
+        with pytest.raises(ValueError, match=complaint): T.judge(claim(**k), records, ranks)
+    lost = {k: v for k, v in ranks.items() if 'good' not in k}
+    with pytest.raises(ValueError, match='ranks.npz holds no'): T.judge(claim(dataset='scenes-dense'), records, lost)
+    with pytest.raises(ValueError, match='do not belong together'): T.judge(claim(dataset='scenes-dense'), [r | dict(metrics={'t2a_r1': 77.}) for r in records], ranks)
+
+def test_overall():
+    assert T.overall(['holds', 'holds']) == 'holds' and T.overall(['holds', 'undecided']) == 'undecided' and T.overall(['holds', 'undecided', 'does not hold']) == 'does not hold'
+
+# ---- the report
+
+class Page(HTMLParser):
+    "Collects what a page must get right; fails on tags that do not close."
+    VOID = {'meta', 'link', 'img', 'br', 'hr', 'input', 'source', 'line', 'path'}
+    def __init__(self, text):
+        super().__init__(); self.open, self.ids, self.links, self.tags = [], [], [], []
+        self.feed(text); assert not self.open, self.open
+    def handle_starttag(self, tag, attrs):
+        a = dict(attrs); self.tags.append((tag, a)); self.ids += [a['id']] if 'id' in a else []
+        self.links += [a[k] for k in ('href', 'src') if k in a]
+        if tag not in self.VOID: self.open.append(tag)
+    def handle_startendtag(self, tag, attrs): self.tags.append((tag, dict(attrs)))
+    def handle_endtag(self, tag):
+        if tag not in self.VOID: assert self.open and self.open.pop() == tag, f'</{tag}> where {self.open[-3:]} is open'
+
+def test_the_page_is_sound(house):
+    text = R.render(house).read_text(); page = Page(text)
+    assert len(page.ids) == len(set(page.ids))
+    for link in page.links:
+        if link.startswith('#'): assert link[1:] in page.ids
+        elif link != 'data:,': assert '://' not in link and (house/link).is_file(), link
+    assert all(a.get('alt') for t, a in page.tags if t == 'img') and all('scope' in a for t, a in page.tags if t == 'th')
+    assert {'audio', 'figure', 'caption', 'nav', 'main'} <= {t for t, _ in page.tags}
+    for word in ('✓ holds', '✗ does not hold', 'not comparable with AudioCaps or Clotho', 'abababababab'): assert word in text
+
+def test_nothing_from_outside_runs(house):
+    text = R.render(house).read_text()
+    assert '<script>alert' not in text and '&lt;script&gt;alert' in text and '<b>toy</b>' not in text and '<img src=x>' not in text and 'toy <model>' not in text
+    assert text.count('<script') == 1
+    examples = house/'embedded/baseline/examples.json'; data = json.loads(examples.read_text())
+    data['queries'][0]['clips'][0]['audio'] = '../../../secret.ogg'; (house/'secret.ogg').write_bytes(b''); examples.write_text(json.dumps(data))
+    text = R.render(house).read_text()
+    assert 'secret.ogg' not in text and 'The sound is missing' in text
+
+def test_sounds_stay_in_their_folder(house):
+    audio = house/'embedded/baseline/audio'; names = {f.name for f in audio.iterdir()}
+    assert names and all(re.fullmatch(r'[\w-]+\.ogg', n) for n in names) and not list(house.parent.glob('*.ogg'))
+    R.save_examples(audio.parent, [R.Listen(Sounds(), torch.eye(12), 'toy', {3: 'chosen'})], top=2)
+    assert len(list(audio.iterdir())) == 2 # those of the first call are gone
+    assert 'drawn by lot' not in R.render(house).read_text()
+
+def test_rendering_twice_gives_the_same_bytes(house):
+    first = R.render(house).read_bytes()
+    assert R.render(house).read_bytes() == first and str(house) not in first.decode()
+    assert not list(house.glob('**/*.part'))
+
+def test_half_written_folders_are_named_and_left_out(house):
+    (house/'embedded'/'mgrl').mkdir(); (house/'smoke'/'3cmlf').mkdir(parents=True); (house/'smoke'/'3cmlf'/'runs.jsonl').write_text('\n')
+    text = R.render(house).read_text()
+    assert 'embedded/mgrl holds no run record' in text and 'smoke/3cmlf holds no run record' in text and text.count('<article') == 1
+
+def test_a_damaged_record_stops_the_report(house):
+    with open(house/'embedded/baseline/runs.jsonl', 'a') as f: f.write('{"run": ')
+    with pytest.raises(ValueError, match=r'baseline/runs\.jsonl, line 13'): R.render(house)
+
+def test_what_is_poorer_but_not_wrong_is_said(house):
+    folder = house/'embedded/baseline'
+    (folder/'figures'/'cut.png').write_bytes(b'\x89PNG cut'); (folder/'notebook.ipynb').write_text('{"cells": [')
+    claims = json.loads((folder/'claims.json').read_text()); claims[0]['runs'] = ['gone']; (folder/'claims.json').write_text(json.dumps(claims))
+    text = R.render(house).read_text()
+    for word in ('figures/cut.png cannot be read', 'not a complete notebook', 'speak of runs that runs.jsonl does not hold'): assert word in text
+    assert '<h3 id="embedded-baseline-claims">' not in text
+    (folder/'claims.json').unlink(); assert 'No claim has been judged' in R.render(house).read_text()
+
+@pytest.mark.parametrize('text', ['{"queries": [{"why": "x"}]}', '{"quer', '[]'])
+def test_damaged_examples_are_named(house, text):
+    (house/'embedded/baseline/examples.json').write_text(text)
+    with pytest.raises(ValueError, match='examples.json cannot be read'): R.render(house)
+
+def test_nothing_measured_yet(tmp_path):
+    assert 'Nothing has been measured yet' in R.render(tmp_path).read_text()
+    with pytest.raises(FileNotFoundError, match='nowhere'): R.render(tmp_path/'nowhere')
+
+def test_notebooks_become_harmless_pages(house):
+    import nbformat.v4 as n
+    rude = n.new_output('display_data', {'text/html': '<script>alert(1)</script><img src=https://x.y/z onerror=alert(2)><table><tr><td>kept</td></tr></table>'})
+    nb = n.new_notebook(cells=[n.new_markdown_cell('# A title\n\n<script>alert(3)</script>'), n.new_code_cell('1 < 2', outputs=[rude])])
+    import nbformat; nbformat.write(nb, house/'embedded/baseline/notebook.ipynb')
+    assert 'embedded/baseline/notebook.html' in R.render(house).read_text()
+    text = (house/'embedded/baseline/notebook.html').read_text()
+    assert 'alert(' not in text and 'onerror' not in text and '<td>kept</td>' in text and '>A title<' in text and '://' not in text
+
+def test_reports_of_the_project_stay_small_and_whole():
+    reports = ROOT/'reports'
+    assert sum(f.stat().st_size for f in reports.rglob('*') if f.is_file()) < 25e6
+    for runs in reports.glob('*/*/runs.jsonl'):
+        records = T.load_records(runs.parent)
+        assert not any('toy' in r['run'] or r['profile'] == 'toy' for r in records)
+
+@pytest.mark.skipif(not shutil.which('chromium'), reason='chromium is not installed')
+def test_the_page_fits_a_narrow_window(house, tmp_path_factory):
+    page = R.render(house); probe = page.with_name('probe.html')
+    probe.write_text(page.read_text().replace('</body>', '<script>document.title = `wide ${document.documentElement.scrollWidth - document.documentElement.clientWidth} open ${document.querySelector(".toc details").open}`</script></body>'))
+    flags = '--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync --window-size=500,900'.split()
+    try: got = subprocess.run(['chromium', *flags, f'--user-data-dir={tmp_path_factory.mktemp("chromium")}', '--dump-dom', probe.as_uri()], capture_output=True, text=True, timeout=90).stdout
+    except subprocess.TimeoutExpired: pytest.skip('chromium did not answer')
+    title = re.search(r"<title>(.*?)</title>", got)[1]
+    assert title == "wide 0 open false"

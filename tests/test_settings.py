@@ -1,0 +1,88 @@
+"Settings from a file, the environment and notebooks: what is right, and what bad input is told."
+import subprocess
+import sys
+
+import pytest
+
+from atr_nb.settings import from_parameters, load, profiles
+
+
+def test_profiles_of_the_repository(root, monkeypatch):
+    monkeypatch.chdir(root/'nbs')
+    assert list(profiles()) == ['smoke', 'embedded', 'embedded-gpu', 'audiocaps', 'clotho']
+    for name in profiles():
+        s = load(name)
+        assert s.profile == name and s.root == root and s.out == root/'reports'
+    assert load().profile == 'embedded'
+    assert load('embedded-gpu').train_size == 49274 and load('embedded-gpu').finetune
+    assert load('clotho').datasets == ('clotho',)
+
+
+def test_override_beats_environment_beats_file(project, monkeypatch):
+    (project/'settings.ini').write_text('[DEFAULT]\ncache = from-file\n[embedded]\n')
+    assert load().cache == project/'from-file'
+    monkeypatch.setenv('ATR_NB_CACHE', str(project/'from-env'))
+    assert load().cache == project/'from-env'
+    assert load(cache='given').cache == project/'given'
+
+
+def test_paths_start_at_settings_ini(project, monkeypatch):
+    monkeypatch.chdir(project/'nbs'/'reproduce')
+    assert load(out='elsewhere').out == project/'elsewhere'
+    assert load(out='elsewhere').describe()['out'] == 'elsewhere'
+    assert load(text_encoder='./bert').text_encoder == str(project/'bert')
+    assert load(text_encoder='bert-base-uncased').text_encoder == 'bert-base-uncased'
+
+
+def test_no_settings_ini(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match='no settings.ini in'): load()
+
+
+@pytest.mark.parametrize('text, told', [
+    ('[embedded]\nwidht = 8\n', r'settings.ini \[embedded\]: unknown key widht; did you mean width\? Known: datasets'),
+    ('[DEFAULT]\nprofile = x\n[embedded]\n', r'\[DEFAULT\]: unknown key profile'),
+    ('[embedded]\ntrain_size = many\n', r"settings.ini \[embedded\]: train_size='many' will not do; expected a whole number, 0 or more"),
+    ('[embedded]\nseeds =\n', r"seeds='' will not do; expected one or more"),
+    ('[embedded]\nwidth = 8\nwidth = 9\n', 'settings.ini cannot be read'),
+    ('width = 8\n', 'settings.ini cannot be read'),
+    ('[mine]\nwidth = 8\n', r"unknown profile 'embedded'; Known: mine"),
+])
+def test_mistakes_in_the_file(project, text, told):
+    (project/'settings.ini').write_text(text)
+    with pytest.raises(ValueError, match=told): load('embedded')
+
+
+@pytest.mark.parametrize('key, value', [
+    ('train_size', -1), ('train_size', 1.5), ('train_size', True), ('train_size', 'many'), ('train_size', float('inf')), ('epochs', 0), ('batch_size', 1),
+    ('learning_rate', 0), ('learning_rate', 'fast'), ('learning_rate', float('nan')), ('seeds', ''), ('seeds', []), ('seeds', [0, 0]), ('seeds', [-1]), ('seeds', '0,x'),
+    ('seeds', {}), ('device', 'gpu'), ('device', 'cuda:'), ('precision', 'fp8'), ('audio_encoder', 'resnet'), ('datasets', 'scenes'), ('datasets', 'clotho,clotho'),
+    ('finetune', 'perhaps'), ('text_encoder', ''), ('out', ''), ('out', 7), ('cache', 'settings.ini')])
+def test_mistakes_in_a_value(project, key, value):
+    with pytest.raises(ValueError, match=f'^{key}='): load(**{key: value})
+
+
+def test_none_means_not_given(project):
+    assert load('smoke', seeds=None, width=None) == load('smoke')
+
+
+def test_from_parameters(project):
+    namespace = dict(profile='smoke', seeds='0,1', device=None, force=True, In=['x'], Out={1: 2}, exit=exit, _hidden=3, pytest=pytest, load=load)
+    s = from_parameters(namespace)
+    assert (s.profile, s.seeds, s.width, s.force) == ('smoke', (0, 1), 4, True)
+    with pytest.raises(ValueError, match=r"unknown parameter 'profle'; did you mean profile\?"): from_parameters(namespace | dict(profle='smoke'))
+    with pytest.raises(ValueError, match='unknown profile'): from_parameters(dict(profile=['smoke']))
+
+
+def test_describe_is_plain_and_short(project):
+    import json
+    s = load('smoke', cache='~/somewhere')
+    assert json.loads(json.dumps(s.describe())) == s.describe()
+    assert s.describe()['cache'] == '~/somewhere' and s.describe()['out'] == 'reports'
+    assert str(project) not in repr(s) + s._repr_markdown_()
+    assert load(**{k: v for k, v in s.describe().items()}) == s
+
+
+def test_only_the_standard_library():
+    code = 'import sys, atr_nb.settings; print([m for m in ("torch", "numpy", "pandas", "nbformat", "fastcore") if m in sys.modules])'
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'

@@ -1,0 +1,118 @@
+"The rules of the house: rooms, notebooks and modules, imports, pages."
+import ast
+import filecmp
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+NBS, PACKAGE = ROOT/'nbs', ROOT/'atr_nb'
+NOTEBOOKS = sorted(p for p in NBS.rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
+MODULES = sorted(p for p in PACKAGE.rglob('*.py') if p.name != '_modidx.py')
+ORDER = ['settings model', 'data', 'encoders', 'alignment', 'evaluation', 'training', 'methods', 'results', 'pages', 'cli']
+name_of = lambda p: p.relative_to(NBS).as_posix()
+
+
+def cells(path, kind=None): return [c for c in nbformat.read(path, 4).cells if kind in (None, c.cell_type)]
+def directive(cell, name): return re.search(rf'^#\| *{name}\b *(.*)$', cell.source, re.M)
+def exported(path): return [c for c in cells(path, 'code') if directive(c, 'export')]
+
+
+# Rooms
+
+def rank(module): # of atr_nb.ROOM.name: the place of its room in the order
+    room = module.split('.')[1]
+    return next(i for i, names in enumerate(ORDER) if room in names.split())
+
+
+def imports(path):
+    "The modules of atr_nb that a module imports, anywhere in it"
+    package = ['atr_nb', *path.relative_to(PACKAGE).parts[:-1]]
+    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+        if isinstance(node, ast.Import): names = [a.name for a in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = '.'.join([*package[:len(package) - node.level + 1], *([node.module] if node.module else [])]) if node.level else node.module
+            names = [f'{base}.{a.name}' for a in node.names] # a name may be a module
+        else: continue
+        yield from (n for n in names if n.startswith('atr_nb.'))
+
+
+@pytest.mark.parametrize('path', [m for m in MODULES if m != PACKAGE/'__init__.py'], ids=lambda p: p.relative_to(PACKAGE).as_posix())
+def test_nothing_imports_from_a_room_below(path):
+    own = rank('.'.join(['atr_nb', *path.relative_to(PACKAGE).with_suffix('').parts]))
+    below = [n for n in imports(path) if not n.startswith('atr_nb._') and rank(n) > own]
+    assert not below
+
+
+@pytest.mark.parametrize('path', MODULES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
+def test_no_star_imports(path):
+    stars = [n.lineno for n in ast.walk(ast.parse(path.read_text(encoding='utf-8'))) if isinstance(n, ast.ImportFrom) and any(a.name == '*' for a in n.names)]
+    assert not stars
+
+
+def test_quick_to_import(cpu_seconds):
+    bare = cpu_seconds(sys.executable, '-c', 'pass')
+    assert cpu_seconds(sys.executable, '-c', 'import atr_nb, atr_nb.settings, atr_nb.cli') - bare < 0.1
+
+
+# Notebooks and modules
+
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=name_of)
+def test_path_of_notebook_is_path_of_module(path):
+    room, names = name_of(path).rpartition('/')[0], [m[1].strip() for c in cells(path, 'code') if (m := directive(c, 'default_exp'))]
+    if room in ('reproduce', 'guides') or path.name == 'index.ipynb': assert not names and not exported(path)
+    elif names:
+        stem = re.fullmatch(r'\d\d_(\w+)\.ipynb', path.name)[1]
+        assert names == ['.'.join(filter(None, [room, '__init__' if stem == 'init' else stem]))]
+    else: assert not exported(path)
+
+
+def test_package_is_what_the_notebooks_say(tmp_path):
+    for name in ('nbs', 'atr_nb'): shutil.copytree(ROOT/name, tmp_path/name, ignore=shutil.ignore_patterns('assets', '__pycache__', '.ipynb_checkpoints'))
+    for name in ('pyproject.toml', 'settings.ini'): shutil.copy(ROOT/name, tmp_path)
+    (tmp_path/'README.md').touch()
+    for p in (tmp_path/'atr_nb').rglob('*.py'):
+        if p != tmp_path/'atr_nb'/'__init__.py': p.unlink()
+    subprocess.run([str(Path(sys.executable).with_name('nbdev-export'))], cwd=tmp_path, check=True, capture_output=True)
+    ours, fresh = ({p.relative_to(top/'atr_nb').as_posix() for p in (top/'atr_nb').rglob('*.py')} for top in (ROOT, tmp_path))
+    assert ours == fresh, 'a module without a notebook, or not exported: run `make export`'
+    differ = [p for p in ours if not filecmp.cmp(ROOT/'atr_nb'/p, tmp_path/'atr_nb'/p, shallow=False)]
+    assert not differ, 'the package is not what the notebooks say: run `make export`'
+
+
+@pytest.mark.parametrize('path', [p for p in NOTEBOOKS if p.parent.name == 'reproduce'], ids=name_of)
+def test_one_parameters_cell(path):
+    tagged = [c for c in cells(path) if 'parameters' in c.metadata.get('tags', [])]
+    assert len(tagged) == 1 and 'profile' in tagged[0].source
+    assert any('from_parameters(globals())' in c.source for c in cells(path, 'code'))
+
+
+# Pages
+
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=name_of)
+def test_a_page_begins_with_a_title_and_a_summary(path):
+    first = cells(path, 'markdown')[0].source
+    assert re.match(r'# \S', first) and re.search(r'^> \S', first, re.M)
+
+
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=name_of)
+def test_stored_outputs(path):
+    outputs = [o for c in cells(path, 'code') for o in c.outputs]
+    assert not [o for o in outputs if o.output_type == 'error']
+    text = json.dumps([o.get('text') or {k: v for k, v in o.get('data', {}).items() if k.startswith('text/') and len(v) < 10_000} for o in outputs])
+    assert not re.findall(r'/(?:root|home|Users|work|tmp)/\w[^"\\ ]*', text), 'a path of the machine it ran on'
+    assert path.stat().st_size < 3_000_000
+
+
+@pytest.mark.parametrize('path', [p for p in NOTEBOOKS if exported(p)], ids=name_of)
+def test_more_words_than_code(path):
+    words = sum(len(c.source.split()) for c in cells(path, 'markdown'))
+    lines = sum(bool(l.strip()) and not l.startswith('#|') for c in exported(path) for l in c.source.splitlines())
+    assert words > 1.5 * lines and len(cells(path)) <= 80
+    assert any(c.outputs for c in cells(path, 'code')), 'stored outputs are part of the page: run it'
