@@ -58,7 +58,7 @@ class Features:
         x = torch.from_numpy(self.frames[start[:,None] + np.minimum(step, n[:,None]-1)])
         return (x * mask.unsqueeze(-1)).float(), mask
 
-# %% ../../nbs/data/14_features.ipynb #c48f3761
+# %% ../../nbs/data/14_features.ipynb #17ff27e3
 VERSION = 1 # of the format and of everything below that changes the numbers
 
 def constants_hash(
@@ -67,7 +67,7 @@ def constants_hash(
     "A hash of the buffers that are not part of the checkpoint: windows, filters."
     h, saved = hashlib.sha256(), encoder.state_dict()
     for name, b in sorted(encoder.named_buffers()):
-        if name not in saved: h.update(f'{name}{tuple(b.shape)}'.encode() + b.cpu().contiguous().numpy().tobytes())
+        if name not in saved: h.update(f'{name}{tuple(b.shape)}'.encode() + b.detach().cpu().contiguous().numpy().tobytes())
     return h.hexdigest()[:16]
 
 def feature_facts(

@@ -17,13 +17,13 @@ from .panns import ConvBlock, ConvEncoder
 # %% auto #0
 __all__ = ['convert_checkpoint', 'Aisfx']
 
-# %% ../../nbs/encoders/21_aisfx.ipynb #48f5e662
+# %% ../../nbs/encoders/21_aisfx.ipynb #045e2217
 def convert_checkpoint(
     path:str|Path, # `aisfx/models/checkpoint.pth` of the aisfx 0.1.2 wheel
     )->dict[str,Tensor]: # the embedding network in float16
     "Take the embedding network out of the published file."
-    scalar = (np._core.multiarray.scalar, 'numpy.core.multiarray.scalar')
-    with torch.serialization.safe_globals([scalar, np.dtype, np.dtypes.Int64DType]):
+    scalar = np._core.multiarray.scalar # the file knows it by its name in numpy 1
+    with torch.serialization.safe_globals([scalar, (scalar, 'numpy.core.multiarray.scalar'), np.dtype, np.dtypes.Int64DType]):
         weights, _ = torch.load(path, map_location='cpu', weights_only=True)
     prefix = 'embedding_net.'
     return {k.removeprefix(prefix): v.half() for k, v in weights.items() if k.startswith(prefix) and not k.endswith('num_batches_tracked')}

@@ -64,15 +64,16 @@ def weights_hash(
         h.update(key.encode()); h.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
     return h.hexdigest()[:16]
 
-# %% ../../nbs/encoders/20_panns.ipynb #485a4bdd
+# %% ../../nbs/encoders/20_panns.ipynb #0b0336cb
 class ConvEncoder(nn.Module):
     "A convolutional audio encoder. Subclasses give `spectrum`, `maps` and the five facts."
     name, width, sample_rate, hop, stride = '', 0, 0, 0, 0 # hop in samples, stride in hops
     is_folded, _fingerprint = False, None
+    how = 'mean+max' # of `pool_tokens`: the sum of the two, as in PANNs
 
     @property
     def frame_seconds(self)->float: return self.stride * self.hop / self.sample_rate # from token to token
-    def pool(self, tokens, mask=None)->Tensor: return pool_tokens(tokens, mask, 'mean+max')
+    def pool(self, tokens, mask=None)->Tensor: return pool_tokens(tokens, mask, self.how)
     def fingerprint(self)->str: return self._fingerprint or weights_hash(self.name, self)
 
     def folded(self)->ConvEncoder: # a frozen copy that computes the same faster (last section of this page)
@@ -239,7 +240,7 @@ def fold(
                 setattr(parent, name, Winograd(conv) if Winograd.fits(conv) else conv); setattr(parent, after, nn.Identity())
     return module.requires_grad_(False)
 
-# %% ../../nbs/encoders/20_panns.ipynb #811931e1
+# %% ../../nbs/encoders/20_panns.ipynb #df7e7cbb
 def _matrix(rows:str)->Tensor: return torch.tensor([[float(v) for v in r.split()] for r in rows.split('/')], dtype=torch.float64)
 
 class Winograd(nn.Module):
@@ -260,12 +261,12 @@ class Winograd(nn.Module):
 
     def forward(self, x:Tensor)->Tensor: # (B, inputs, T, F) -> (B, outputs, T, F)
         if x.device.type != 'cpu' or x.dtype != torch.float32: return self.conv(x)
-        B, C, T, F_ = x.shape
-        h, w = -(-T // 4), -(-F_ // 4) # tiles in time and in frequency
-        x = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 4*w - F_ + 1, 1, 4*h - T + 1))
+        B, C, T, bands = x.shape
+        h, w = -(-T // 4), -(-bands // 4) # tiles in time and in frequency
+        x = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 4*w - bands + 1, 1, 4*h - T + 1))
         x = self.bt @ x.unfold(1, 6, 4).movedim(-1, 2).flatten(3)                       # along time
         x = self.bt @ x.unflatten(3, (-1, C)).unfold(3, 6, 4).movedim(-1, 4)            # along frequency
         x = x.permute(2, 4, 0, 1, 3, 5).reshape(36, -1, C) @ self.kernel                # between channels
         x = self.at @ (self.at @ x.view(6, -1)).view(4, 6, -1)                          # back
-        x = x.view(4, 4, B, h, w, -1).permute(2, 3, 0, 4, 1, 5).reshape(B, 4*h, 4*w, -1)[:, :T, :F_]
+        x = x.view(4, 4, B, h, w, -1).permute(2, 3, 0, 4, 1, 5).reshape(B, 4*h, 4*w, -1)[:, :T, :bands]
         return x.permute(0, 3, 1, 2) + self.conv.bias[:, None, None]

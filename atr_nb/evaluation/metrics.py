@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['Place', 'places', 'ranks', 'hits', 'ap_single', 'ap_several', 'retrieval_metrics']
+__all__ = ['Place', 'ranks', 'hits', 'ap_single', 'ap_several', 'retrieval_metrics']
 
 # %% ../../nbs/evaluation/40_metrics.ipynb #c78acc27
 def _checked(scores:Tensor, clip_of_caption:Tensor)->tuple[Tensor, Tensor]:
@@ -34,7 +34,7 @@ def _checked(scores:Tensor, clip_of_caption:Tensor)->tuple[Tensor, Tensor]:
         raise ValueError(f"scores has NaN, first for clip {clip} and caption {caption}: the model that made it is broken, and no rank would mean anything")
     return scores, owner
 
-# %% ../../nbs/evaluation/40_metrics.ipynb #5b3f471f
+# %% ../../nbs/evaluation/40_metrics.ipynb #7ef97aa9
 class Place(NamedTuple):
     "Where the best right answer of each query stands; all counts are float64 tensors (queries,)."
     ahead:Tensor # candidates with a higher score
@@ -44,7 +44,7 @@ class Place(NamedTuple):
     def rank(self)->Tensor: # expected 0-based rank (queries,)
         return self.ahead + (self.tied - self.own) / (self.own + 1)
 
-    def hit(self, k:int)->Tensor: # probability that a right answer is among the first k (queries,)
+    def hit(self, k:int|Tensor)->Tensor: # probability that a right answer is among the first k (queries,); for k (n, 1) all at once (n, queries)
         room = (k - self.ahead).clamp(min=0).minimum(self.tied)
         miss = torch.ones_like(room)
         for i in range(int(self.own.max())):
@@ -59,13 +59,9 @@ def _blocks(scores:Tensor)->range: # first rows of blocks of about half a millio
 def _right_scores(scores:Tensor, owner:Tensor)->Tensor: # score of each caption with its own clip (captions,)
     return scores[owner, torch.arange(len(owner), device=scores.device)]
 
-# %% ../../nbs/evaluation/40_metrics.ipynb #e3093199
-def places(
-    scores:Tensor, # similarity, higher is better (clips, captions)
-    clip_of_caption:Tensor, # row each caption belongs to (captions,)
-    )->tuple[Place, Place]: # t2a places (captions,), a2t places (clips,)
+# %% ../../nbs/evaluation/40_metrics.ipynb #ed29c1d9
+def _places(scores:Tensor, owner:Tensor)->tuple[Place, Place]: # t2a places (captions,), a2t places (clips,)
     "Where the right answers stand, in both directions. For a2t that is the best placed of the clip's captions."
-    scores, owner = _checked(scores, clip_of_caption)
     right, blocks = _right_scores(scores, owner), _blocks(scores)
     best = right.new_full((len(scores),), float('-inf')).scatter_reduce(0, owner, right, 'amax')
     buffer = torch.empty(blocks.step, scores.shape[1], device=scores.device)
@@ -79,24 +75,24 @@ def places(
     own = torch.zeros_like(a2t[0]).index_add(0, owner, (right == best[owner]).float())
     return Place(*t2a.double(), torch.ones_like(right).double()), Place(*a2t.double(), own.double())
 
-# %% ../../nbs/evaluation/40_metrics.ipynb #45a4660d
+# %% ../../nbs/evaluation/40_metrics.ipynb #51e79744
 def ranks(
     scores:Tensor, # similarity, higher is better (clips, captions)
     clip_of_caption:Tensor, # row each caption belongs to (captions,)
     )->tuple[Tensor, Tensor]: # t2a ranks (captions,), a2t ranks (clips,)
     """0-based rank of the right clip for every caption, and of the best of its captions for every clip. Ties count by their expected
     position, so ranks may be fractions. [ancestor: Mei et al. 2022, evaluation; the treatment of ties is ours]"""
-    t2a, a2t = places(scores, clip_of_caption)
+    t2a, a2t = _places(*_checked(scores, clip_of_caption))
     return t2a.rank().float(), a2t.rank().float()
 
-# %% ../../nbs/evaluation/40_metrics.ipynb #2502c75d
+# %% ../../nbs/evaluation/40_metrics.ipynb #75968600
 def hits(
     scores:Tensor, # similarity, higher is better (clips, captions)
     clip_of_caption:Tensor, # row each caption belongs to (captions,)
     k:int=1, # how many candidates are looked at
     )->tuple[Tensor, Tensor]: # t2a (captions,), a2t (clips,), each 0 to 100
     "Recall at `k` of every single query in percent; the mean over queries is R@k."
-    t2a, a2t = places(scores, clip_of_caption)
+    t2a, a2t = _places(*_checked(scores, clip_of_caption))
     return 100 * t2a.hit(k).float(), 100 * a2t.hit(k).float()
 
 # %% ../../nbs/evaluation/40_metrics.ipynb #ffea7367
@@ -150,19 +146,21 @@ def ap_several(
     scores, owner = _checked(scores, clip_of_caption)
     return _expected_ap(scores, _own_scores(scores, owner), k)
 
-# %% ../../nbs/evaluation/40_metrics.ipynb #873e0a32
+# %% ../../nbs/evaluation/40_metrics.ipynb #68dfd9e7
 def _summary(place:Place, ap:Tensor)->dict:
     rank = place.rank()
-    recall = {f'r{k}': 100 * place.hit(k).mean().item() for k in (1, 5, 10, 50)}
-    return recall | dict(medr=rank.quantile(.5).floor().item() + 1, meanr=rank.mean().item() + 1, map10=100 * ap.mean().item())
+    ks = torch.tensor([1, 5, 10, 50], device=rank.device)
+    recall = (100 * place.hit(ks[:, None]).mean(1)).tolist()
+    return {f'r{k}': r for k, r in zip(ks.tolist(), recall)} | dict(medr=rank.quantile(.5).floor().item() + 1, meanr=rank.mean().item() + 1, map10=100 * ap.mean().item())
 
-# %% ../../nbs/evaluation/40_metrics.ipynb #1a207e02
+# %% ../../nbs/evaluation/40_metrics.ipynb #aef4839c
 def retrieval_metrics(
     scores:Tensor, # similarity, higher is better (clips, captions)
     clip_of_caption:Tensor, # row each caption belongs to (captions,)
     )->dict: # t2a_r1 t2a_r5 t2a_r10 t2a_r50 t2a_medr t2a_meanr t2a_map10, and the same with a2t_
     """Everything a retrieval table prints. Recall and mAP in percent; medr and meanr count from one. Ties are worth their
     expectation, so a constant matrix scores as chance. [ancestor: Mei et al. 2022, evaluation]"""
-    t2a, a2t = places(scores, clip_of_caption)
-    parts = dict(t2a=_summary(t2a, ap_single(t2a)), a2t=_summary(a2t, ap_several(scores, clip_of_caption)))
+    scores, owner = _checked(scores, clip_of_caption)
+    t2a, a2t = _places(scores, owner)
+    parts = dict(t2a=_summary(t2a, ap_single(t2a)), a2t=_summary(a2t, _expected_ap(scores, _own_scores(scores, owner), 10)))
     return {f'{direction}_{name}': value for direction, part in parts.items() for name, value in part.items()}

@@ -26,7 +26,7 @@ def evaluating(model:nn.Module):
     finally:
         for m, mode in modes: m.training = mode
 
-# %% ../../nbs/evaluation/41_scoring.ipynb #d68ce571
+# %% ../../nbs/evaluation/41_scoring.ipynb #481cbad9
 def _device(model:nn.Module)->torch.device:
     return next((p.device for p in model.parameters()), torch.device('cpu'))
 
@@ -39,6 +39,7 @@ def _encode(encode, inputs, batch_size:int, device, what:str)->Encoded:
         if len(e) != len(rows): raise ValueError(f"the model encoded a batch of {len(rows)} {what} as {len(e)} rows; it must return one row for each")
         if e.tokens is not None and e.mask is None: e.mask = e.tokens.new_ones(e.tokens.shape[:2], dtype=torch.bool)
         parts.append(e.detach().to('cpu'))
+    if torch.device(device).type == 'cuda': torch.cuda.synchronize(device) # copies to the CPU may still be under way
     return Encoded.cat(parts)
 
 # %% ../../nbs/evaluation/41_scoring.ipynb #693def55

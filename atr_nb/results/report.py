@@ -172,7 +172,7 @@ def _claims(folder:Path, runs:set)->tuple[Verdicts, list[str]]:
     if {r for c in claims for r in c['runs']} - runs: return Verdicts(), [stale]
     return claims, []
 
-# %% ../../nbs/results/73_report.ipynb #af0f2bdc
+# %% ../../nbs/results/73_report.ipynb #588f2737
 def _facts(records:list[dict], folder:Path)->list[tuple[str, str]]:
     "Settings and provenance as pairs of words."
     each = lambda k: ', '.join(sorted({str(r[k]) for r in records}))
@@ -184,6 +184,7 @@ def _facts(records:list[dict], folder:Path)->list[tuple[str, str]]:
     except (OSError, ValueError, KeyError, TypeError): parameters = {}
     return facts + [(f'parameter {k}', json.dumps(v)) for k, v in parameters.items()]
 
+# %% ../../nbs/results/73_report.ipynb #483e7ebf
 def read_paper(
     folder:Path, # reports/PROFILE/PAPER with a runs.jsonl
     )->dict: # everything the template shows about it
@@ -201,7 +202,7 @@ def read_paper(
                 n_runs=len(runs), seeds={r['seed'] for r in records}, time=duration(sum(r['seconds'] for r in runs.values())),
                 device=', '.join(sorted({str(r['device']) for r in records})), facts=_facts(records, folder))
 
-# %% ../../nbs/results/73_report.ipynb #273308f5
+# %% ../../nbs/results/73_report.ipynb #01aa7266
 ASSETS = Path(atr_nb.__file__).resolve().parent/'assets'
 
 def _fill(template:str, **values)->str:
@@ -209,6 +210,7 @@ def _fill(template:str, **values)->str:
     env = Environment(loader=FileSystemLoader(ASSETS), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     return env.get_template(template).render(css=Markup((ASSETS/'report.css').read_text(encoding='utf-8').strip()), **values)
 
+# %% ../../nbs/results/73_report.ipynb #ccacc46f
 TAGS = set('h1 h2 h3 h4 h5 h6 p br hr div span pre code table caption thead tbody tr th td img audio source sub sup dl dt dd '
            'a b i em strong ul ol li blockquote abbr acronym'.split())
 
@@ -222,6 +224,7 @@ def _clean(html:str)->str:
     html = re.sub(r'(?is)<(script|style)\b.*?</\1\s*>', '', str(html)) # their text, too
     return bleach.clean(html, tags=TAGS, attributes=allowed, protocols={'http', 'https', 'mailto', 'data'}, strip=True)
 
+# %% ../../nbs/results/73_report.ipynb #82cc9f91
 def notebook_page(file:Path)->Path: # the same name, .html
     "Write an executed notebook as a static page beside it. ValueError naming the file if it is not a notebook."
     import nbformat; from nbconvert import HTMLExporter

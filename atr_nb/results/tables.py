@@ -272,9 +272,8 @@ def _side(side:tuple, claim:Claim, records:list[dict])->dict[str, dict]:
         raise ValueError(f"claim {claim.name!r}: no run for {table} / {row}" + (f' / {dataset}' if dataset else '') + f"; there are: {known}")
     return found
 
-# %% ../../nbs/results/72_tables.ipynb #a362d972
-def _hits(ranks:dict, run:dict, metric:str, # -> 100 or 0 per query (queries,)
-          )->np.ndarray:
+# %% ../../nbs/results/72_tables.ipynb #c2960768
+def _hits(ranks:dict, run:dict, metric:str)->np.ndarray: # 100 or 0 for each query (queries,)
     "Which queries found their item among the first k, in percent. ValueError if ranks are missing or contradict the record."
     way = re.fullmatch(r'(t2a|a2t)_r(\d+)', metric)
     if not way: raise ValueError(f"metric {metric!r} cannot be judged query by query; use a recall such as t2a_r1 or a2t_r10")
