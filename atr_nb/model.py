@@ -41,7 +41,7 @@ def _cat_rows(parts:list[Tensor|None])->Tensor|None:
     longest = max(p.shape[1] for p in parts)
     return torch.cat([_pad_to(p, longest) for p in parts])
 
-# %% ../nbs/01_model.ipynb #57e3ae36
+# %% ../nbs/01_model.ipynb #3225ced8
 @dataclass
 class Encoded:
     "What an encoder returns: audio and text look the same. Rows are clips or captions."
@@ -57,13 +57,19 @@ class Encoded:
         return Encoded(one(self.pooled), one(self.tokens), one(self.mask), tuple(f(l) for l in self.levels))
 
     def __getitem__(self, rows)->Encoded: return self._map(lambda x: x[rows])
-    def to(self, device)->Encoded: return self._map(lambda x: x.to(device, non_blocking=True))
+    def to(self, device)->Encoded: return self._map(lambda x: x.to(device))
     def detach(self)->Encoded: return self._map(lambda x: x.detach())
     def float(self)->Encoded: return self._map(lambda x: x.float() if x.is_floating_point() else x)
+
+    def masked(self)->Encoded:
+        "The same with an explicit mask: where there was none, every token is valid."
+        if self.tokens is None or self.mask is not None: return self
+        return Encoded(self.pooled, self.tokens, torch.ones(self.tokens.shape[:2], dtype=torch.bool, device=self.tokens.device), self.levels)
 
     @staticmethod
     def cat(parts:list[Encoded])->Encoded:
         "Stack batches of different lengths into one; shorter ones get padded and masked."
+        parts = [p.masked() for p in parts]
         levels = tuple(_cat_rows(list(ls)) for ls in zip(*(p.levels for p in parts)))
         return Encoded(torch.cat([p.pooled for p in parts]), _cat_rows([p.tokens for p in parts]), _cat_rows([p.mask for p in parts]), levels)
 

@@ -148,13 +148,14 @@ def _placed(c:dict, scale:tuple)->dict:
     at = lambda v: round(100 * (v - scale[0]) / (scale[1] - scale[0]), 2)
     return c | dict(x=dict(zero=at(0), low=at(c['ci_low']), high=at(c['ci_high']), effect=at(c['effect']), seeds=[at(v) for v in c['spread']]))
 
-# %% ../../nbs/results/73_report.ipynb #5377b90d
+# %% ../../nbs/results/73_report.ipynb #d2325a2d
 TITLES = {'baseline': ('Baseline', 'Mei et al. 2022: On Metric Learning for Audio-Text Cross-Modal Retrieval'),
           '3cmlf': ('3CMLF', 'Chao et al., APSIPA ASC 2022: Three-Stage Curriculum-Based Mutual Learning Framework for Audio-Text Retrieval'),
           'mgrl': ('MGRL', 'Zhao et al., SIGIR 2023: Multi-grained Representation Learning for Cross-modal Retrieval'),
           'hci_ac': ('HCI + AC', 'Xin and Zou, Interspeech 2023: hierarchical interaction, and captions from a captioner'),
           'tha_dcr': ('THA + DCR + CA', 'Xin et al., Interspeech 2024: hierarchical alignment and disentangled representation'),
-          'diffatr': ('DiffATR', 'Xin et al., Interspeech 2024: retrieval with a diffusion model')}
+          'diffatr': ('DiffATR', 'Xin et al., Interspeech 2024: retrieval with a diffusion model'),
+          'difficulty': ('How hard are the scenes?', 'From chance to oracle: a ladder of models on the embedded scenes')}
 
 def _published(paper:str):
     try: return published(paper)
