@@ -15,13 +15,13 @@ import os, re
 # %% auto #0
 __all__ = ['Settings', 'suggest', 'find_ini', 'profiles', 'load', 'from_parameters']
 
-# %% ../nbs/00_settings.ipynb #8f0a6066
+# %% ../nbs/00_settings.ipynb #2dc45481
 @dataclass(frozen=True, repr=False)
 class Settings:
     "Everything a run needs to know. Build it with `load` or `from_parameters`, which check every value."
     profile:str = 'embedded' # the section of settings.ini; also the folder under `out`
     datasets:tuple[str,...] = ('scenes-sparse', 'scenes-dense') # what to train and test on
-    train_size:int = 0 # training clips; 0 means all there are
+    train_size:int = 0 # training pairs of a clip and a caption, so that datasets with several captions per clip cost no more; 0 means all there are
     val_size:int = 0 # validation clips; 0 means all
     test_size:int = 0 # test clips; 0 means all
     audio_encoder:str = 'aisfx' # aisfx, cnn10, cnn14 or resnet38

@@ -39,7 +39,7 @@ def in_batch(
     i, j = torch.triu_indices(len(batches[0]), len(batches[0]), 1)
     return torch.stack([(vectors[b] @ vectors[b].T)[i, j] for b in batches])
 
-# %% ../../nbs/training/54_curriculum.ipynb #1b9e3812
+# %% ../../nbs/training/54_curriculum.ipynb #49660335
 def grow(
     x:np.ndarray, # unit vectors of the candidates (P, d); the first one begins the batch
     size:int, # samples in the batch, at most P
@@ -48,13 +48,13 @@ def grow(
     clips:np.ndarray|None=None, # the clip of each candidate (P,): no two of the same
     )->list[int]: # positions in x, in the order in which they joined
     "Grow one batch greedily. [inferred: the paper gives the objective, not the algorithm]"
-    sign = 1. if how == 'easy' else -1.
-    chosen, total = [0], np.zeros(len(x), dtype=x.dtype)
+    sign, pull = (1, x @ x.mean(0)) if how == 'easy' else (-1, 0)
+    chosen, total = [0], np.zeros(len(x), dtype=x.dtype) - pull
     free, allowed = np.ones(len(x), dtype=bool), np.ones(len(x), dtype=bool)
     while True:
         new = chosen[-1]
         cosines = x @ x[new]
-        total += sign * cosines
+        total += sign * cosines - pull
         free[new] = False
         if guard is not None: allowed &= cosines <= guard
         if clips is not None: allowed &= clips != clips[new]
