@@ -35,7 +35,7 @@ Description = tuple[Slot, ...] # slots in time order
 def events(d:Description)->list[Event]: return [e for slot in d for e in slot]
 def kind_set(d:Description)->frozenset: return frozenset(e.kind for e in events(d))
 
-# %% ../../nbs/data/13_scenes.ipynb #9849473f
+# %% ../../nbs/data/13_scenes.ipynb #1cbd8159
 _LEXICON = '''
 factory whistle: a factory whistle, a factory siren | blows/blowing, shrieks/shrieking
 steam train: a steam train, a steam locomotive | whistles/whistling, toots/tooting
@@ -97,6 +97,8 @@ choir: a choir, a chorus | sings/singing, holds a note/holding a note
 finger snap: fingers, somebody's fingers | snap/snapping, click/clicking
 whoosh: something fast, a stick | whooshes/whooshing, swishes/swishing
 '''
+
+# %% ../../nbs/data/13_scenes.ipynb #00820493
 @dataclass(frozen=True)
 class Words:
     "How a kind of sound is put into words."
