@@ -30,7 +30,7 @@ from ..training.trainer import fit
 
 # %% auto #0
 __all__ = ['open_split', 'open_encoders', 'code_hash', 'commit', 'versions', 'device_name', 'peak_memory_mb', 'Workbench',
-           'run_name', 'Lab']
+           'run_name', 'Records', 'Lab']
 
 # %% ../../nbs/results/70_runs.ipynb #5edf4854
 def open_split(settings:Settings, dataset:str, split:str)->Clips: # split: train, val or test
@@ -192,9 +192,9 @@ def _forget(folder:Path)->None:
     for f in folder.iterdir():
         if f.name != 'lock': f.unlink()
 
-# %% ../../nbs/results/70_runs.ipynb #cedfb4b5
-class Lab(Workbench):
-    "Makes the runs of one paper, never the same run twice, and collects their records."
+# %% ../../nbs/results/70_runs.ipynb #ca23d892
+class Records(Workbench):
+    "The records of one paper, under tables and rows, with the ranks behind them."
     def __init__(self,
         settings:Settings,
         paper:str, # the paper's name, such as 'baseline'
@@ -202,6 +202,42 @@ class Lab(Workbench):
         super().__init__(settings)
         self.paper, self.folder, self.records, self._ranks = paper, settings.out/settings.profile/paper, [], {}
 
+    def measure(self, table:str, row:str, dataset:str, scores:Tensor)->dict: # the record
+        "Measure scores that nobody trained for, such as an oracle's, on a dataset's test split (clips, captions)."
+        test = self.pairs(dataset, 'test')
+        measured, order = _measure(test, scores, retrieval_metrics(scores, test.clip_of_caption))
+        record = dict(run=run_name(dict(row=row, dataset=dataset, data=test.clips.manifest_hash)), dataset=dataset, split='test', seed=0, **measured,
+            n_parameters=0, **_circumstances(self, 0.))
+        self._ranks[record['run']] = order
+        return self._note(table, row, record)
+
+    def take(self, other:Records)->None:
+        "Put another lab's records and ranks beside ours, such as those of runs under other settings."
+        for r in other.records: self._note(r['table'], r['row'], r)
+        self._ranks |= other._ranks
+
+    def _note(self, table:str, row:str, record:dict)->dict:
+        "Keep a record under a table and a row, in the place of an earlier one of the same dataset and seed."
+        place = lambda r: (r['table'], r['row'], r['dataset'], r['seed'])
+        record = dict(profile=self.settings.profile, paper=self.paper, table=table, row=row) | record
+        self.records = [r for r in self.records if place(r) != place(record)] + [record]
+        return record
+
+    def save(self)->Path: # the folder of the paper's report
+        "Write `runs.jsonl` and `ranks.npz` for all that was run so far."
+        self.folder.mkdir(parents=True, exist_ok=True)
+        arrays = {f'{run}_{way}': r for run, both in self._ranks.items() for way, r in both.items()}
+        for dataset in {r['dataset'] for r in self.records}:
+            clips = self.clips(dataset, 'test')
+            arrays[f'{dataset}_clip_of_caption'] = clips.clip_of_caption.numpy()
+            arrays[f'{dataset}_group'] = np.asarray(getattr(clips, 'families', range(len(clips))))
+        with atomic(self.folder/'ranks.npz') as part, open(part, 'wb') as f: np.savez_compressed(f, **arrays)
+        with atomic(self.folder/'runs.jsonl') as part: part.write_text(''.join(json.dumps(r) + '\n' for r in self.records))
+        return self.folder
+
+# %% ../../nbs/results/70_runs.ipynb #bf8e101f
+class Lab(Records):
+    "Makes the runs of one paper, never the same run twice."
     def run(self,
         table:str, # the table the run belongs to
         row:str, # its row there
@@ -224,27 +260,6 @@ class Lab(Workbench):
             record = json.loads((folder/'record.json').read_text())
             with np.load(folder/'ranks.npz') as z: self._ranks[folder.name] = dict(z)
         return self._note(table, row, record)
-
-    def measure(self, table:str, row:str, dataset:str, scores:Tensor)->dict: # the record
-        "Measure scores that nobody trained for, such as an oracle's, on a dataset's test split (clips, captions)."
-        test = self.pairs(dataset, 'test')
-        measured, order = _measure(test, scores, retrieval_metrics(scores, test.clip_of_caption))
-        record = dict(run=run_name(dict(row=row, dataset=dataset, data=test.clips.manifest_hash)), dataset=dataset, split='test', seed=0, **measured,
-            n_parameters=0, **_circumstances(self, 0.))
-        self._ranks[record['run']] = order
-        return self._note(table, row, record)
-
-    def take(self, other:Lab)->None:
-        "Put another lab's records and ranks beside ours, such as those of runs under other settings."
-        for r in other.records: self._note(r['table'], r['row'], r)
-        self._ranks |= other._ranks
-
-    def _note(self, table:str, row:str, record:dict)->dict:
-        "Keep a record under a table and a row, in the place of an earlier one of the same dataset and seed."
-        place = lambda r: (r['table'], r['row'], r['dataset'], r['seed'])
-        record = dict(profile=self.settings.profile, paper=self.paper, table=table, row=row) | record
-        self.records = [r for r in self.records if place(r) != place(record)] + [record]
-        return record
 
     def trained(self, record:dict, weights:str='best')->RetrievalModel:
         "The trained model of a record, in eval mode; `weights='stage1'` is how it was after its first stage."
@@ -282,15 +297,3 @@ class Lab(Workbench):
     def history(self, record:dict)->list[dict]:
         "A line per epoch: stage, epoch, learning rate, losses, validation metrics, score."
         return json.loads((self.settings.cache/'runs'/record['run']/'result.json').read_text())['history']
-
-    def save(self)->Path: # the folder of the paper's report
-        "Write `runs.jsonl` and `ranks.npz` for all that was run so far."
-        self.folder.mkdir(parents=True, exist_ok=True)
-        arrays = {f'{run}_{way}': r for run, both in self._ranks.items() for way, r in both.items()}
-        for dataset in {r['dataset'] for r in self.records}:
-            clips = self.clips(dataset, 'test')
-            arrays[f'{dataset}_clip_of_caption'] = clips.clip_of_caption.numpy()
-            arrays[f'{dataset}_group'] = np.asarray(getattr(clips, 'families', range(len(clips))))
-        with atomic(self.folder/'ranks.npz') as part, open(part, 'wb') as f: np.savez_compressed(f, **arrays)
-        with atomic(self.folder/'runs.jsonl') as part: part.write_text(''.join(json.dumps(r) + '\n' for r in self.records))
-        return self.folder
