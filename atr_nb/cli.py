@@ -163,7 +163,7 @@ def _render(out:Path):
     from atr_nb.results.report import render
     return render(out)
 
-# %% ../nbs/80_cli.ipynb #96cbbe2b
+# %% ../nbs/80_cli.ipynb #e6a8176d
 def report(args:Namespace)->int:
     "Render the report from what has been run"
     settings = load(out=args.out)
@@ -173,9 +173,9 @@ def report(args:Namespace)->int:
 
 def data_check(args:Namespace)->int: # 1 if there is any problem
     "Decode every clip of a folder, print a line for each problem and a summary"
-    from atr_nb.data.datasets import Folder, check_audio
+    from atr_nb.data.datasets import Folder, unplayable
     clips = Folder(args.folder)
-    problems = check_audio(clips)
+    problems = unplayable(clips)
     print(*problems, sep='\n', end='\n' if problems else '')
     print(f'{len(clips)} clips, {len(clips.flat_captions)} captions, {len(problems) or "no"} problem{"s" * (len(problems) != 1)}')
     return int(bool(problems))

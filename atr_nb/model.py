@@ -12,21 +12,20 @@ from torch.nn import functional as F
 # %% auto #0
 __all__ = ['pool_tokens', 'Encoded', 'freeze', 'RetrievalModel']
 
-# %% ../nbs/01_model.ipynb #60ce77a8
+# %% ../nbs/01_model.ipynb #7a041c69
 def pool_tokens(
     tokens:Tensor, # token features (B, T, d)
     mask:Tensor|None=None, # True where valid (B, T); None means all are
-    how:str='mean+max', # 'mean+max' (sum of the two, as PANNs), 'mean' or 'cls'
+    how:str='mean+max', # 'mean+max' (sum of the two, as PANNs), 'mean', 'max' or 'cls'
     )->Tensor: # one vector per row (B, d)
     "Summarise each row's valid tokens. A row without any valid token is pooled to zeros. [ancestor: PANNs, Mei et al. 2022]"
     if how == 'cls': return tokens[:, 0]
-    if how not in ('mean', 'mean+max'): raise ValueError(f"pool_tokens: how={how!r} is unknown; use 'mean+max', 'mean' or 'cls'")
+    if how not in ('mean', 'max', 'mean+max'): raise ValueError(f"pool_tokens: how={how!r} is unknown; use 'mean+max', 'mean', 'max' or 'cls'")
     if mask is None: mask = tokens.new_ones(tokens.shape[:2], dtype=torch.bool)
     m = mask.unsqueeze(-1)
-    mean = tokens.masked_fill(~m, 0).sum(1) / m.sum(1).clamp(min=1)
-    if how == 'mean': return mean
-    peak = tokens.masked_fill(~m, float('-inf')).amax(1)
-    return mean + peak.masked_fill(~m.any(1), 0)
+    mean = lambda: tokens.masked_fill(~m, 0).sum(1) / m.sum(1).clamp(min=1)
+    peak = lambda: tokens.masked_fill(~m, float('-inf')).amax(1).masked_fill(~m.any(1), 0)
+    return {'mean': mean, 'max': peak, 'mean+max': lambda: mean() + peak()}[how]()
 
 # %% ../nbs/01_model.ipynb #9494be42
 def _pad_to(x:Tensor, length:int)->Tensor:
@@ -41,7 +40,7 @@ def _cat_rows(parts:list[Tensor|None])->Tensor|None:
     longest = max(p.shape[1] for p in parts)
     return torch.cat([_pad_to(p, longest) for p in parts])
 
-# %% ../nbs/01_model.ipynb #3225ced8
+# %% ../nbs/01_model.ipynb #24ac6875
 @dataclass
 class Encoded:
     "What an encoder returns: audio and text look the same. Rows are clips or captions."
@@ -65,6 +64,12 @@ class Encoded:
         "The same with an explicit mask: where there was none, every token is valid."
         if self.tokens is None or self.mask is not None: return self
         return Encoded(self.pooled, self.tokens, torch.ones(self.tokens.shape[:2], dtype=torch.bool, device=self.tokens.device), self.levels)
+
+    def trimmed(self)->Encoded:
+        "The same without the columns that are padding in every row."
+        if self.tokens is None or self.mask is None: return self
+        n = max(1, int((self.mask.any(0) * torch.arange(1, self.mask.shape[1] + 1, device=self.mask.device)).max()))
+        return Encoded(self.pooled, self.tokens[:, :n], self.mask[:, :n], self.levels)
 
     @staticmethod
     def cat(parts:list[Encoded])->Encoded:

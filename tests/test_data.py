@@ -3,7 +3,7 @@ import os, resource, signal, subprocess, sys, time
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, soundfile as sf, torch
 from torch import nn
-from atr_nb.data.datasets import AudioCaps, Clips, Clotho, Folder, check_audio, hash_json
+from atr_nb.data.datasets import AudioCaps, Clips, Clotho, Folder, unplayable, hash_json
 from atr_nb.data.features import audio_features
 from atr_nb.data.batches import RandomBatches, Waveforms
 from atr_nb.model import Encoded
@@ -52,7 +52,7 @@ def fails(match, what, *args, error=(ValueError, FileNotFoundError), **kwargs):
 def test_good_folder(folder):
     clips = Folder(folder)
     assert (len(clips), clips.captions[2], clips.duration(1)) == (3, ['A high tone.'], 1.)
-    assert clips.audio(0, 2*RATE).shape == (2*RATE,) and check_audio(clips, RATE) == []
+    assert clips.audio(0, 2*RATE).shape == (2*RATE,) and unplayable(clips, RATE) == []
 
 def test_several_caption_columns_and_ids(folder):
     table(folder, caption_2=['One.','Two.','None'], id=['a','b','007'])
@@ -100,7 +100,7 @@ def test_unreadable_file(folder):
     (folder/'1.wav').write_text('not a sound'); clips = Folder(folder)
     fails('1.wav', clips.audio, 1, RATE); fails('1.wav', clips.duration, 1)
     fails('1.wav', audio_features, clips, Ear(), folder.parent/'cache')
-    assert len(problems := check_audio(clips, RATE)) == 1 and '1.wav' in problems[0]
+    assert len(problems := unplayable(clips, RATE)) == 1 and '1.wav' in problems[0]
 
 def test_file_cut_short(folder):
     whole = (folder/'1.wav').read_bytes(); (folder/'1.wav').write_bytes(whole[:30])

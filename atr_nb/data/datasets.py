@@ -18,7 +18,7 @@ from .audio import AudioError, decode
 # %% auto #0
 __all__ = ['AUDIO_SUFFIXES', 'MEI_SIZES', 'CLOTHO_SPLITS', 'check_clips', 'hash_json', 'Clips', 'read_table', 'caption_columns',
            'read_captions', 'digest', 'Files', 'inside', 'Folder', 'audio_files', 'size_note', 'Listed', 'split_name',
-           'AudioCaps', 'Clotho', 'check_audio']
+           'AudioCaps', 'Clotho', 'unplayable']
 
 # %% ../../nbs/data/12_datasets.ipynb #32cfff67
 def check_clips(
@@ -295,8 +295,8 @@ class Clotho(Listed):
         rows = [(f, cs, (f, Path(f).stem)) for f, cs in zip(table.file_name, read_captions(table, path))]
         super().__init__('Clotho', split, rows, [folder/own, folder/'audio'/own, folder/'clotho_audio_files'/own], missing, seconds=30.)
 
-# %% ../../nbs/data/12_datasets.ipynb #e4f7c218
-def check_audio(
+# %% ../../nbs/data/12_datasets.ipynb #0e5a783d
+def unplayable(
     clips:Clips, # any dataset
     sample_rate:int=32_000, # as the encoder will ask
     )->list[str]: # one line per clip that cannot be used; empty when all is well

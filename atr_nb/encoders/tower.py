@@ -35,14 +35,15 @@ class Precomputed(nn.Module):
             raise ValueError(f"features of width {features.shape[-1]}, but {self.width} were expected: they come from another encoder; extract them again")
         return Encoded(self.pool(features, mask), features, mask)
 
-# %% ../../nbs/encoders/24_tower.ipynb #ad05d604
+# %% ../../nbs/encoders/24_tower.ipynb #3a9c1c20
 def positions(
     length:int, # tokens T
     width:int, # even
     device=None,
+    base:float=100, # b: the longest wavelength is 2 pi b tokens
     )->Tensor: # (T, width), between -1 and 1
     "Sinusoidal positions, computed in float32. [Vaswani et al. 2017]"
-    rate = torch.exp(torch.arange(0, width, 2, device=device) * (-math.log(100) / width))
+    rate = torch.exp(torch.arange(0, width, 2, device=device) * (-math.log(base) / width))
     angle = torch.arange(length, device=device)[:, None] * rate
     return torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1)
 
@@ -71,7 +72,13 @@ class Context(nn.Module):
         hidden = None if mask is None else ~mask & mask.any(1, keepdim=True) # a row of padding only would be NaN
         return self.layers(x, src_key_padding_mask=hidden)
 
-# %% ../../nbs/encoders/24_tower.ipynb #c8743812
+# %% ../../nbs/encoders/24_tower.ipynb #adc97541
+def _of_valid(f:nn.Module, tokens:Tensor, mask:Tensor|None)->Tensor: # (B, T, width)
+    "f of every valid token; zeros at padding, which costs nothing."
+    if mask is None or mask.all(): return f(tokens)
+    valid = f(tokens[mask])
+    return valid.new_zeros(*mask.shape, valid.shape[1]).masked_scatter(mask[..., None], valid)
+
 class Tower(nn.Module):
     "An encoder, optional context over its tokens, pooling, and the head into the joint space."
     def __init__(self,
@@ -80,9 +87,10 @@ class Tower(nn.Module):
         context:int=0, # Transformer layers over the tokens; 0: the pooled vector of the encoder as it is
         tokens:bool=False, # return tokens in the joint space too
         levels:bool=False, # hand on the block outputs of the encoder
+        pool:nn.Module|None=None, # pools the tokens behind the head, (B, T, width) and mask -> (B, width); None: the encoder pools, in front of it
         ):
         super().__init__()
-        self.encoder, self.tokens, self.levels = encoder, tokens, levels
+        self.encoder, self.tokens, self.levels, self.pool = encoder, tokens, levels, pool
         self.context = Context(encoder.width, width, context) if context else None
         inputs = width if context else encoder.width
         self.head = nn.Sequential(nn.Linear(inputs, 2*width), nn.ReLU(), nn.Linear(2*width, width))
@@ -95,4 +103,6 @@ class Tower(nn.Module):
         if self.context is not None:
             e.tokens = self.context(e.tokens, e.mask)
             e.pooled = self.encoder.pool(e.tokens, e.mask)
-        return Encoded(self.head(e.pooled), self.head(e.tokens) if self.tokens else None, e.mask, e.levels if self.levels else ())
+        tokens = _of_valid(self.head, e.tokens, e.mask) if self.tokens or self.pool else None
+        pooled = self.pool(tokens, e.mask) if self.pool else self.head(e.pooled)
+        return Encoded(pooled, tokens if self.tokens else None, e.mask, e.levels if self.levels else ())

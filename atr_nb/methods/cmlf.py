@@ -34,15 +34,15 @@ class CMLF(Baseline):
 # %% ../../nbs/methods/61_cmlf.ipynb #df7e88dc
 Method = CMLF # what `create('cmlf', ...)` builds
 
-# %% ../../nbs/methods/61_cmlf.ipynb #71529c8b
+# %% ../../nbs/methods/61_cmlf.ipynb #610c2fe7
 def encoder_of(
     model:RetrievalModel, # with parts `audio` and `text`
     side:str, # 'audio' or 'text'
     )->tuple[str,...]: # patterns on parameter names
-    "The patterns that name a side's encoder: all but its head, or the head's hidden layer if there is nothing else. [inferred]"
+    "The patterns that name a side's encoder: all but its head and pooling, or the head's hidden layer if there is nothing else. [inferred]"
     names = [n.removeprefix(f'{side}.') for n, _ in model.named_parameters() if n.startswith(f'{side}.')]
     if not names: raise ValueError(f"{type(model).__name__} has no parameters under {side!r}, so a stage cannot rest that side; 3CMLF needs a model with the parts audio and text")
-    below = sorted({n.split('.')[0] for n in names} - {'head'})
+    below = sorted({n.split('.')[0] for n in names} - {'head', 'pool'})
     return tuple(f'{side}.{p}.*' if any(n.startswith(f'{p}.') for n in names) else f'{side}.{p}' for p in below) or (f'{side}.head.0.*',)
 
 # %% ../../nbs/methods/61_cmlf.ipynb #0ca2ccc5
