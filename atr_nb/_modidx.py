@@ -382,6 +382,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'atr_nb.encoders.tower.Tower.forward': ( 'encoders/tower.html#tower.forward',
                                                                                 'atr_nb/encoders/tower.py'),
                                        'atr_nb.encoders.tower._of_valid': ('encoders/tower.html#_of_valid', 'atr_nb/encoders/tower.py'),
+                                       'atr_nb.encoders.tower.merge_tokens': ( 'encoders/tower.html#merge_tokens',
+                                                                               'atr_nb/encoders/tower.py'),
                                        'atr_nb.encoders.tower.positions': ('encoders/tower.html#positions', 'atr_nb/encoders/tower.py')},
             'atr_nb.evaluation.metrics': { 'atr_nb.evaluation.metrics.Place': ( 'evaluation/metrics.html#place',
                                                                                 'atr_nb/evaluation/metrics.py'),

@@ -24,7 +24,7 @@ def cosine(
     "Cosine of every row of `a` with every row of `b`."
     return F.normalize(a, dim=-1) @ F.normalize(b, dim=-1).T
 
-# %% ../../nbs/methods/60_baseline.ipynb #973bb825
+# %% ../../nbs/methods/60_baseline.ipynb #d4357c79
 class Baseline(RetrievalModel):
     "Two encoders, two heads, a cosine, a loss. [ancestor: Mei et al. 2022]"
     def __init__(self,
@@ -36,11 +36,12 @@ class Baseline(RetrievalModel):
         margin:float=0.2, # of the hinge losses
         interaction:str='clip', # 'clip': pooled vectors, as in the paper; 'token': the control above
         context:int=0, # Transformer layers over the tokens in each tower; 0 as in the paper
+        stride:int=1, # neighbouring frames averaged into one in front of these
         ):
         super().__init__()
         if interaction not in ('clip', 'token'): raise ValueError(f"interaction={interaction!r} is unknown; use 'clip' or 'token'")
         self.interaction = interaction
-        self.audio = Tower(audio, width, context=context, tokens=interaction == 'token')
+        self.audio = Tower(audio, width, context=context, tokens=interaction == 'token', stride=stride)
         self.text = Tower(text, width, context=context, tokens=interaction == 'token')
         self.objective = partial(LOSSES[loss], **({'temperature': temperature} if loss == 'nt_xent' else {'margin': margin}))
 

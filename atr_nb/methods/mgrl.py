@@ -15,7 +15,7 @@ from ..training.losses import nt_xent
 # %% auto #0
 __all__ = ['Method', 'MGRL']
 
-# %% ../../nbs/methods/62_mgrl.ipynb #4224dcd2
+# %% ../../nbs/methods/62_mgrl.ipynb #f2587d05
 class MGRL(RetrievalModel):
     "Multi-grained representation learning. [paper: abstract only; built from its ancestors]"
     def __init__(self,
@@ -29,6 +29,7 @@ class MGRL(RetrievalModel):
         guide_temperature:float=0.01, # of the weights over tokens; math.inf: all tokens alike
         drop:float=0.2, # size augmentation: probability of hiding a token from the pooling in training
         context:int=0, # Transformer layers over the tokens in each tower, as for every method
+        stride:int=1, # neighbouring frames averaged into one
         ):
         super().__init__()
         if not grains: raise ValueError(f"MGRL: no grains; name at least one of {', '.join(GRAINS)}")
@@ -36,8 +37,8 @@ class MGRL(RetrievalModel):
         if losses is not None and not losses: raise ValueError("MGRL: losses=() leaves nothing to minimise; name a grain, or None for all")
         self.grains, self.losses = tuple(grains), tuple(losses or grains)
         self.temperature, self.guide_temperature = temperature, guide_temperature
-        tower = lambda encoder: Tower(encoder, width, context=context, tokens=self.grains != ('clip-sentence',), pool=SizeAugmented(pooling(aggregation, width), drop))
-        self.audio, self.text = tower(audio), tower(text)
+        tower = lambda encoder, stride: Tower(encoder, width, context=context, tokens=self.grains != ('clip-sentence',), pool=SizeAugmented(pooling(aggregation, width), drop), stride=stride)
+        self.audio, self.text = tower(audio, stride), tower(text, 1)
 
     def encode_audio(self, x:Tensor, mask:Tensor|None=None)->Encoded: return unit(self.audio(x, mask))
     def encode_text(self, x:Tensor, mask:Tensor|None=None)->Encoded: return unit(self.text(x, mask))
