@@ -30,7 +30,7 @@ class AttentionPool(nn.Module):
         weights = masked_softmax(self.score(tokens), None if mask is None else mask[..., None], 1)
         return (weights * tokens).sum(1)
 
-# %% ../../nbs/alignment/30_pooling.ipynb #3288815f
+# %% ../../nbs/alignment/30_pooling.ipynb #8acfc4e1
 class GPO(nn.Module):
     "Generalised pooling operator: a learned weighting of each channel's sorted values. [ancestor: Chen et al. 2021]"
     def __init__(self,
@@ -61,7 +61,7 @@ class GPO(nn.Module):
         )->Tensor: # (B, d); zeros for a row without a valid token
         if mask is None: mask = tokens.new_ones(tokens.shape[:2], dtype=torch.bool)
         lengths, row = mask.sum(1).unique(return_inverse=True)
-        theta = self.weights(lengths.clamp(min=1))[row] # (B, longest)
+        with torch.autocast(tokens.device.type, enabled=False): theta = self.weights(lengths.clamp(min=1))[row] # (B, longest)
         ranked = tokens.masked_fill(~mask[..., None], float('-inf')).sort(1, descending=True).values[:, :theta.shape[1]]
         return torch.einsum('bk,bkd->bd', theta.to(tokens.dtype), ranked.masked_fill(ranked.isneginf(), 0))
 
@@ -76,12 +76,12 @@ def pooling(
     if how not in POOLINGS: raise ValueError(f"pooling {how!r} is unknown; use one of {', '.join(POOLINGS)}")
     return GPO() if how == 'gpo' else AttentionPool(width) if how == 'attention' else FixedPool(how)
 
-# %% ../../nbs/alignment/30_pooling.ipynb #fa24b07a
+# %% ../../nbs/alignment/30_pooling.ipynb #7ac7ea47
 def drop_tokens(
     mask:Tensor, # True where valid (B, T)
     probability:float=0.2, # of dropping a token
     )->Tensor: # the same with fewer, but in each row that had any at least one (B, T)
-    "Size augmentation: leave out tokens at random. [ancestor: Chen et al. 2021]"
+    "Size augmentation: leave out tokens at random. [ancestor: Chen et al. 2021, there for image regions]"
     luck = torch.rand(mask.shape, device=mask.device).masked_fill(~mask, -1)
     return mask & ((luck >= probability) | (luck == luck.amax(1, keepdim=True)))
 

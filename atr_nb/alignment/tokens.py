@@ -13,11 +13,12 @@ from ..model import Encoded
 __all__ = ['GRAINS', 'unit', 'masked_softmax', 'token_interaction', 'clip_sentence', 'frame_sentence', 'clip_word', 'frame_word',
            'late_interaction']
 
-# %% ../../nbs/alignment/31_tokens.ipynb #48842e89
+# %% ../../nbs/alignment/31_tokens.ipynb #92a092cf
 def unit(
     e:Encoded, # pooled (B, d); tokens (B, T, d) if any
     )->Encoded: # the same with vectors of length one; padded tokens are zeros
-    "Scale the pooled vectors and the tokens to length one."
+    "Scale the pooled vectors and the tokens to length one, in float32 or better: half precision would blur a temperature of 0.01."
+    e = e.float() if e.pooled.dtype in (torch.float16, torch.bfloat16) else e
     tokens = None if e.tokens is None else F.normalize(e.tokens, dim=-1)
     if tokens is not None and e.mask is not None: tokens = tokens.masked_fill(~e.mask[..., None], 0)
     return Encoded(F.normalize(e.pooled, dim=-1), tokens, e.mask, e.levels)
@@ -32,14 +33,14 @@ def masked_softmax(
     if mask is None: return x.softmax(dim)
     return x.masked_fill(~mask, torch.finfo(x.dtype).min).softmax(dim) * mask
 
-# %% ../../nbs/alignment/31_tokens.ipynb #7a0038f8
+# %% ../../nbs/alignment/31_tokens.ipynb #813736e2
 def token_interaction(
     tokens:Tensor, # what is weighted, frames or words (A, K, d)
     guide:Tensor, # what decides, such as sentences (C, d)
     mask:Tensor|None=None, # True where a token is valid (A, K)
     temperature:float=0.01, # of the softmax; 0.01 as X-CLIP
     )->Tensor: # weights of each row's tokens for each guide (A, C, K), summing to one over valid tokens
-    "How much each guide listens to each token. [ancestor: X-Pool, X-CLIP]"
+    "How much each guide listens to each token. [ancestor: X-CLIP; X-Pool has the idea with learned queries and keys]"
     logits = torch.einsum('akd,cd->ack', tokens, guide) / temperature
     return masked_softmax(logits, None if mask is None else mask[:, None], 2)
 
@@ -50,30 +51,32 @@ def _attended(cos:Tensor, mask:Tensor|None, temperature:float, dim:int)->Tensor:
 
 def _padding(mask:Tensor|None)->Tensor|None: return None if mask is None or mask.all() else mask # nothing to mask is no mask
 
-# %% ../../nbs/alignment/31_tokens.ipynb #35c6ec64
-def clip_sentence(audio:Encoded, text:Encoded, temperature:float=0.01)->Tensor: # (A, C); the temperature plays no part
+# %% ../../nbs/alignment/31_tokens.ipynb #85f2b07b
+def clip_sentence(audio:Encoded, text:Encoded, frames:float=0.01, words:float=0.01)->Tensor: # (A, C); the temperatures play no part
     "Cosine of the pooled vectors."
     return audio.pooled @ text.pooled.T
 
 def frame_sentence(
     audio:Encoded, # unit vectors, with tokens (A, K, d)
     text:Encoded, # unit vectors (C, d)
-    temperature:float=0.01, # of the weights
+    frames:float=0.01, # temperature of the weights of frames; math.inf: all alike
+    words:float=0.01, # plays no part
     )->Tensor: # (A, C)
-    "Cosine of the sentence with the frames that it chooses: text-guided token interaction. [inferred]"
+    "Cosine of the sentence with the frames that it chooses: text-guided token interaction. [ancestor: X-CLIP; as MGRL's interaction inferred]"
     mask = _padding(audio.mask)
     cos = torch.einsum('akd,cd->akc', audio.tokens, text.pooled)
-    return _attended(cos, None if mask is None else mask[..., None], temperature, 1)
+    return _attended(cos, None if mask is None else mask[..., None], frames, 1)
 
 def clip_word(
     audio:Encoded, # unit vectors (A, d)
     text:Encoded, # unit vectors, with tokens (C, N, d)
-    temperature:float=0.01, # of the weights
+    frames:float=0.01, # plays no part
+    words:float=0.01, # temperature of the weights of words
     )->Tensor: # (A, C)
     "Cosine of the clip with the words that it chooses. [ancestor: X-CLIP]"
-    return _attended(torch.einsum('ad,cnd->acn', audio.pooled, text.tokens), _padding(text.mask), temperature, 2)
+    return _attended(torch.einsum('ad,cnd->acn', audio.pooled, text.tokens), _padding(text.mask), words, 2)
 
-# %% ../../nbs/alignment/31_tokens.ipynb #2d47254a
+# %% ../../nbs/alignment/31_tokens.ipynb #2c9ee708
 def _cosines(audio:Encoded, text:Encoded)->Tensor: # (A, K, C, N)
     "Every frame with every word, as one matrix product."
     (A, K, d), (C, N, _) = audio.tokens.shape, text.tokens.shape
@@ -82,12 +85,13 @@ def _cosines(audio:Encoded, text:Encoded)->Tensor: # (A, K, C, N)
 def frame_word(
     audio:Encoded, # unit vectors, with tokens (A, K, d)
     text:Encoded, # unit vectors, with tokens (C, N, d)
-    temperature:float=0.01, # of both kinds of weights
+    frames:float=0.01, # temperature of the weights of frames, for each word
+    words:float=0.01, # temperature of the weights of words
     )->Tensor: # (A, C)
     "Each word's cosine with the frames that it chooses, averaged over the words that the clip chooses. [inferred]"
     mask = _padding(audio.mask)
-    heard = _attended(_cosines(audio, text), None if mask is None else mask[..., None, None], temperature, 1) # (A, C, N)
-    weights = masked_softmax(torch.einsum('ad,cnd->acn', audio.pooled, text.tokens) / temperature, _padding(text.mask), 2)
+    heard = _attended(_cosines(audio, text), None if mask is None else mask[..., None, None], frames, 1) # (A, C, N)
+    weights = masked_softmax(torch.einsum('ad,cnd->acn', audio.pooled, text.tokens) / words, _padding(text.mask), 2)
     return (weights * heard).sum(2)
 
 GRAINS = {'clip-sentence': clip_sentence, 'frame-sentence': frame_sentence, 'clip-word': clip_word, 'frame-word': frame_word}

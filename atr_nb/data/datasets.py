@@ -18,7 +18,7 @@ from .audio import AudioError, decode
 # %% auto #0
 __all__ = ['AUDIO_SUFFIXES', 'MEI_SIZES', 'CLOTHO_SPLITS', 'check_clips', 'hash_json', 'Clips', 'read_table', 'caption_columns',
            'read_captions', 'digest', 'Files', 'inside', 'Folder', 'audio_files', 'size_note', 'Listed', 'split_name',
-           'AudioCaps', 'Clotho', 'unplayable']
+           'AudioCaps', 'Clotho', 'Lengthened', 'unplayable']
 
 # %% ../../nbs/data/12_datasets.ipynb #32cfff67
 def check_clips(
@@ -294,6 +294,30 @@ class Clotho(Listed):
         if 'file_name' not in table: raise ValueError(f"{path} has no column 'file_name'. Its columns: {', '.join(table.columns)}")
         rows = [(f, cs, (f, Path(f).stem)) for f, cs in zip(table.file_name, read_captions(table, path))]
         super().__init__('Clotho', split, rows, [folder/own, folder/'audio'/own, folder/'clotho_audio_files'/own], missing, seconds=30.)
+
+# %% ../../nbs/data/12_datasets.ipynb #56e0aceb
+class Lengthened(Clips):
+    "The first clips of a dataset with their captions, each set among the sound of clips of another split."
+    def __init__(self,
+        clips:Clips, # the dataset
+        source:Clips, # where the others come from
+        others:list[list[int]], # for each clip, as many as there shall be, the clips of `source` around it; equally many for each
+        ):
+        n, k = len(others), len(others[0]) if others else 0
+        if not 0 < n <= len(clips): raise ValueError(f"Lengthened: {n} lists of others for {len(clips)} clips; give at least one and at most as many as there are clips")
+        if short := [i for i, js in enumerate(others) if len(js) != k]: raise ValueError(f"Lengthened: clip {clips.ids[short[0]]!r} has {len(others[short[0]])} others, the first clip {k}; each needs equally many")
+        if k and clips.split == source.split: raise ValueError(f"Lengthened: the others come from {source.split!r}, the split of the clips themselves; then captions would be true of several clips")
+        super().__init__(f'{clips.name} + {k} other{"s" * (k > 1)}' if k else f'{clips.name}, first {n}', clips.split, clips.ids[:n], clips.captions[:n])
+        self.clips, self.source, self.others = clips, source, others
+        self.families = getattr(clips, 'families', torch.arange(len(clips)))[:n]
+
+    def parts(self, i:int)->list[tuple[Clips, int]]: # what is heard in clip i, in order
+        js = [(self.source, j) for j in self.others[i]]; place = i % (len(js) + 1)
+        return [*js[:place], (self.clips, i), *js[place:]]
+
+    def audio(self, i:int, sample_rate:int)->Tensor: return torch.cat([clips.audio(j, sample_rate) for clips, j in self.parts(i)])
+    def duration(self, i:int)->float: return sum(clips.duration(j) for clips, j in self.parts(i))
+    def manifest(self)->dict: return super().manifest() | dict(others=self.others, clips=self.clips.manifest(), source=self.source.manifest())
 
 # %% ../../nbs/data/12_datasets.ipynb #0e5a783d
 def unplayable(

@@ -15,28 +15,31 @@ from ..training.losses import nt_xent
 # %% auto #0
 __all__ = ['Method', 'MGRL']
 
-# %% ../../nbs/methods/62_mgrl.ipynb #f2587d05
+# %% ../../nbs/methods/62_mgrl.ipynb #0c3d606a
 class MGRL(RetrievalModel):
-    "Multi-grained representation learning. [paper: abstract only; built from its ancestors]"
+    "Multi-grained representation learning. [paper: abstract only; built from its probable ancestors]"
     def __init__(self,
         audio:nn.Module, # audio encoder, or `Precomputed` for cached features
         text:nn.Module, # text encoder, likewise
         width:int=1024, # of the joint space
         aggregation:str='gpo', # one of `alignment.pooling.POOLINGS`
         grains:tuple=('clip-sentence', 'frame-sentence', 'frame-word'), # of `alignment.tokens.GRAINS`; their mean is the score
-        losses:tuple|None=None, # the grains that carry a loss of their own; None: all of them
+        losses:tuple|None=None, # what carries a loss: grains, or 'score' for their mean; None: each grain
         temperature:float=0.07, # of NT-Xent
-        guide_temperature:float=0.01, # of the weights over tokens; math.inf: all tokens alike
+        guide_temperature:float=0.01, # of the weights over frames; math.inf: all frames alike
+        word_temperature:float=0.01, # of the weights over words
         drop:float=0.2, # size augmentation: probability of hiding a token from the pooling in training
         context:int=0, # Transformer layers over the tokens in each tower, as for every method
         stride:int=1, # neighbouring frames averaged into one
         ):
         super().__init__()
         if not grains: raise ValueError(f"MGRL: no grains; name at least one of {', '.join(GRAINS)}")
-        if unknown := [g for g in (*grains, *(losses or ())) if g not in GRAINS]: raise ValueError(f"MGRL: grain {unknown[0]!r} is unknown; there is: {', '.join(GRAINS)}")
+        if unknown := [g for g in grains if g not in GRAINS]: raise ValueError(f"MGRL: grain {unknown[0]!r} is unknown; there is: {', '.join(GRAINS)}")
+        if unknown := [l for l in losses or () if l not in (*grains, 'score')]: raise ValueError(f"MGRL: a loss on {unknown[0]!r} is not possible; there is: {', '.join(grains)}, score")
         if losses is not None and not losses: raise ValueError("MGRL: losses=() leaves nothing to minimise; name a grain, or None for all")
+        if min(guide_temperature, word_temperature) <= 0: raise ValueError(f"MGRL: guide_temperature={guide_temperature} and word_temperature={word_temperature} must be above 0")
         self.grains, self.losses = tuple(grains), tuple(losses or grains)
-        self.temperature, self.guide_temperature = temperature, guide_temperature
+        self.temperature, self.guides = temperature, dict(frames=guide_temperature, words=word_temperature)
         tower = lambda encoder, stride: Tower(encoder, width, context=context, tokens=self.grains != ('clip-sentence',), pool=SizeAugmented(pooling(aggregation, width), drop), stride=stride)
         self.audio, self.text = tower(audio, stride), tower(text, 1)
 
@@ -44,13 +47,14 @@ class MGRL(RetrievalModel):
     def encode_text(self, x:Tensor, mask:Tensor|None=None)->Encoded: return unit(self.text(x, mask))
 
     def grain(self, name:str, audio:Encoded, text:Encoded)->Tensor: # (clips, captions), between -1 and 1
-        return GRAINS[name](audio, text, self.guide_temperature)
+        return GRAINS[name](audio, text, **self.guides)
 
     def similarity(self, audio:Encoded, text:Encoded)->Tensor: # (clips, captions)
         return sum(self.grain(g, audio, text) for g in self.grains) / len(self.grains)
 
     def loss(self, audio:Encoded, text:Encoded, clip_ids:Tensor)->dict: # the total, and each grain's
-        each = {g: nt_xent(self.grain(g, audio, text), self.temperature, clip_ids) for g in self.losses}
+        matrix = lambda l: self.similarity(audio, text) if l == 'score' else self.grain(l, audio, text)
+        each = {l: nt_xent(matrix(l), self.temperature, clip_ids) for l in self.losses}
         return {'loss': sum(each.values())} | each
 
 # %% ../../nbs/methods/62_mgrl.ipynb #9562a72e

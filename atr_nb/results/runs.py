@@ -109,7 +109,7 @@ def peak_memory_mb(device:torch.device)->int:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2**20 if sys.platform == 'darwin' else 2**10))
 
-# %% ../../nbs/results/70_runs.ipynb #448a0410
+# %% ../../nbs/results/70_runs.ipynb #53bd9b4c
 class Workbench:
     "The datasets, encoders, features and untrained models of one `Settings`."
     def __init__(self, settings:Settings):
@@ -125,6 +125,11 @@ class Workbench:
         "One split of one dataset, ready for training or scoring."
         if (dataset, split) not in self._splits: self._splits[dataset, split] = self.open_pairs(open_split(self.settings, dataset, split))
         return self._splits[dataset, split]
+
+    def add(self, pairs:Pairs)->Pairs:
+        "Make pairs of your own known under the name and split of their clips, so that they can be measured like any other."
+        self._splits[pairs.clips.name, pairs.clips.split] = pairs
+        return pairs
 
     def open_pairs(self, clips:Clips)->Pairs:
         "Pairs of any clips: cached features where the encoders are frozen, waveforms and token ids where they are fine-tuned."
@@ -192,7 +197,7 @@ def _forget(folder:Path)->None:
     for f in folder.iterdir():
         if f.name != 'lock': f.unlink()
 
-# %% ../../nbs/results/70_runs.ipynb #ca23d892
+# %% ../../nbs/results/70_runs.ipynb #0dd58dc7
 class Records(Workbench):
     "The records of one paper, under tables and rows, with the ranks behind them."
     def __init__(self,
@@ -202,25 +207,28 @@ class Records(Workbench):
         super().__init__(settings)
         self.paper, self.folder, self.records, self._ranks = paper, settings.out/settings.profile/paper, [], {}
 
-    def measure(self, table:str, row:str, dataset:str, scores:Tensor)->dict: # the record
-        "Measure scores that nobody trained for, such as an oracle's, on a dataset's test split (clips, captions)."
+    def measure(self, table:str, row:str, dataset:str, scores:Tensor, of:dict|None=None)->dict: # the record
+        "Measure scores (clips, captions) on a dataset's test split that are not a run's own: an oracle's, or those of the run `of` on other clips."
         test = self.pairs(dataset, 'test')
         measured, order = _measure(test, scores, retrieval_metrics(scores, test.clip_of_caption))
-        record = dict(run=run_name(dict(row=row, dataset=dataset, data=test.clips.manifest_hash)), dataset=dataset, split='test', seed=0, **measured,
-            n_parameters=0, **_circumstances(self, 0.))
+        of = of or dict(run='', seed=0, n_parameters=0)
+        name = run_name(dict(row=row, dataset=dataset, data=test.clips.manifest_hash, of=of['run']))
+        record = dict(run=name, dataset=dataset, split='test', seed=of['seed'], **measured, n_parameters=of['n_parameters'], **_circumstances(self, 0.))
         self._ranks[record['run']] = order
         return self._note(table, row, record)
 
     def take(self, other:Records)->None:
         "Put another lab's records and ranks beside ours, such as those of runs under other settings."
         for r in other.records: self._note(r['table'], r['row'], r)
-        self._ranks |= other._ranks
+        self._ranks, self._splits = self._ranks | other._ranks, other._splits | self._splits
 
     def _note(self, table:str, row:str, record:dict)->dict:
         "Keep a record under a table and a row, in the place of an earlier one of the same dataset and seed."
         place = lambda r: (r['table'], r['row'], r['dataset'], r['seed'])
         record = dict(profile=self.settings.profile, paper=self.paper, table=table, row=row) | record
-        self.records = [r for r in self.records if place(r) != place(record)] + [record]
+        known = {place(r): k for k, r in enumerate(self.records)}
+        if place(record) in known: self.records[known[place(record)]] = record
+        else: self.records.append(record)
         return record
 
     def save(self)->Path: # the folder of the paper's report

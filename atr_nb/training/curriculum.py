@@ -104,7 +104,7 @@ class Ancillary:
         if not self.vectors.isfinite().all(): raise ValueError(f"ancillary vectors{' of ' + self.source if self.source else ''}: "
             f"sample {int((~self.vectors.isfinite().all(1)).int().argmax())} is not a number; train the model they come from again")
 
-# %% ../../nbs/training/54_curriculum.ipynb #2976539b
+# %% ../../nbs/training/54_curriculum.ipynb #6e01d22b
 class MinedBatches:
     "Easy or hard batches, a function of (seed, epoch) alone; the counterpart of `RandomBatches`."
     def __init__(self,
@@ -122,14 +122,15 @@ class MinedBatches:
         if pool < batch_size: raise ValueError(f"MinedBatches: pool={pool} candidates cannot fill a batch of {batch_size}; use a larger pool")
         if not vectors.isfinite().all(): raise ValueError(f"MinedBatches: the vector of sample {int((~vectors.isfinite().all(1)).int().argmax())} is not a number")
         self.vectors, self.batch_size, self.seed = vectors.detach().float().cpu().contiguous(), batch_size, seed
-        self.options = dict(how=how, pool=pool, guard=guard, clip_of_caption=clip_of_caption)
+        self.options, self._mined = dict(how=how, pool=pool, guard=guard, clip_of_caption=clip_of_caption), {}
 
     def __len__(self)->int: return len(self.vectors) // self.batch_size # batches in an epoch
 
     def batches(self,
         epoch:int, # 0, 1, ...
         )->list[Tensor]: # samples of each batch, int64 (batch_size,)
-        return mine(self.vectors, self.batch_size, seed=self.seed, epoch=epoch, **self.options)
+        if epoch not in self._mined: self._mined[epoch] = mine(self.vectors, self.batch_size, seed=self.seed, epoch=epoch, **self.options)
+        return self._mined[epoch] # several runs may share a sampler
 
 # %% ../../nbs/training/54_curriculum.ipynb #04b81191
 def samplers(
