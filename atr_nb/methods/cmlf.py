@@ -45,7 +45,7 @@ def encoder_of(
     below = sorted({n.split('.')[0] for n in names} - {'head', 'pool'})
     return tuple(f'{side}.{p}.*' if any(n.startswith(f'{p}.') for n in names) else f'{side}.{p}' for p in below) or (f'{side}.head.0.*',)
 
-# %% ../../nbs/methods/61_cmlf.ipynb #0ca2ccc5
+# %% ../../nbs/methods/61_cmlf.ipynb #5e816c77
 def thirds(epochs:int)->tuple[int,int,int]: # a fifth, a fifth, and the rest
     "Share out the epochs to the three stages, at least one each. [inferred]"
     first = max(1, round(epochs / 5))
@@ -62,5 +62,5 @@ def cmlf_recipe(
     "The curriculum as a recipe: audio side, text side, everything. [paper; epochs, heads and restarts inferred]"
     rest = lambda side: ('*', *(f'!{p}' for p in encoder_of(model, side)))
     plan = zip(thirds(epochs), (rest('text'), rest('audio'), ('*',)), ('easy', 'random', 'hard'), ('audio', 'text', 'both'))
-    return Recipe(tuple(Stage(n, train, batches if mining else 'random', lr, max(1, math.ceil(n * lr_step / epochs)), name=name)
+    return Recipe(tuple(Stage(n, train, batches if mining else 'random', lr, max(1, round(n * lr_step / epochs)), name=name)
                         for n, train, batches, name in plan), **options)

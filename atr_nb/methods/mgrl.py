@@ -15,7 +15,7 @@ from ..training.losses import nt_xent
 # %% auto #0
 __all__ = ['Method', 'MGRL']
 
-# %% ../../nbs/methods/62_mgrl.ipynb #0c3d606a
+# %% ../../nbs/methods/62_mgrl.ipynb #1e958930
 class MGRL(RetrievalModel):
     "Multi-grained representation learning. [paper: abstract only; built from its probable ancestors]"
     def __init__(self,
@@ -29,7 +29,7 @@ class MGRL(RetrievalModel):
         guide_temperature:float=0.01, # of the weights over frames; math.inf: all frames alike
         word_temperature:float=0.01, # of the weights over words
         drop:float=0.2, # size augmentation: probability of hiding a token from the pooling in training
-        context:int=0, # Transformer layers over the tokens in each tower, as for every method
+        context:int=0, # Transformer layers over the frames; words come out of one
         stride:int=1, # neighbouring frames averaged into one
         ):
         super().__init__()
@@ -40,8 +40,8 @@ class MGRL(RetrievalModel):
         if min(guide_temperature, word_temperature) <= 0: raise ValueError(f"MGRL: guide_temperature={guide_temperature} and word_temperature={word_temperature} must be above 0")
         self.grains, self.losses = tuple(grains), tuple(losses or grains)
         self.temperature, self.guides = temperature, dict(frames=guide_temperature, words=word_temperature)
-        tower = lambda encoder, stride: Tower(encoder, width, context=context, tokens=self.grains != ('clip-sentence',), pool=SizeAugmented(pooling(aggregation, width), drop), stride=stride)
-        self.audio, self.text = tower(audio, stride), tower(text, 1)
+        tower = lambda encoder, **how: Tower(encoder, width, tokens=self.grains != ('clip-sentence',), pool=SizeAugmented(pooling(aggregation, width), drop), **how)
+        self.audio, self.text = tower(audio, context=context, stride=stride), tower(text)
 
     def encode_audio(self, x:Tensor, mask:Tensor|None=None)->Encoded: return unit(self.audio(x, mask))
     def encode_text(self, x:Tensor, mask:Tensor|None=None)->Encoded: return unit(self.text(x, mask))
