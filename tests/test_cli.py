@@ -134,7 +134,8 @@ def test_other_folders(paper, project, tmp_path):
 
 def test_interrupt(paper, project):
     paper('baseline', 'import os, time\nopen("kernel.pid", "w").write(str(os.getpid()))\ntime.sleep(60)')
-    run = subprocess.Popen([*ATR, 'reproduce'], stderr=subprocess.PIPE, text=True)
+    listen = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) # a test run in the background inherits deaf ears
+    run = subprocess.Popen([*ATR, 'reproduce'], stderr=subprocess.PIPE, text=True, preexec_fn=listen)
     deadline = time.time() + 60
     while not ((pid := project/'kernel.pid').exists() and pid.read_text()) and time.time() < deadline: time.sleep(0.1)
     run.send_signal(signal.SIGINT)
