@@ -16,6 +16,7 @@ NBS, PACKAGE = ROOT/'nbs', ROOT/'atr_nb'
 NOTEBOOKS = sorted(p for p in NBS.rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
 MODULES = sorted(p for p in PACKAGE.rglob('*.py') if p.name != '_modidx.py')
 ORDER = ['settings model', 'data', 'encoders', 'alignment', 'evaluation', 'training', 'methods', 'results', 'pages', 'cli']
+MACHINE = r'/(?:root|home|Users|work|tmp)/\w[^"\\ ]*' # where somebody's files lie
 name_of = lambda p: p.relative_to(NBS).as_posix()
 
 
@@ -106,8 +107,13 @@ def test_stored_outputs(path):
     outputs = [o for c in cells(path, 'code') for o in c.outputs]
     assert not [o for o in outputs if o.output_type == 'error']
     text = json.dumps([o.get('text') or {k: v for k, v in o.get('data', {}).items() if k.startswith('text/') and len(v) < 10_000} for o in outputs])
-    assert not re.findall(r'/(?:root|home|Users|work|tmp)/\w[^"\\ ]*', text), 'a path of the machine it ran on'
+    assert not re.findall(MACHINE, text), 'a path of the machine it ran on'
     assert path.stat().st_size < 3_000_000
+
+
+@pytest.mark.parametrize('path', [p for p in (ROOT/'reports').rglob('*') if p.suffix in ('.ipynb', '.html', '.md', '.csv', '.json', '.jsonl')], ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_reports_name_no_machine(path):
+    assert not re.findall(MACHINE, path.read_text(encoding='utf-8')), 'a path of the machine it ran on'
 
 
 @pytest.mark.parametrize('path', [p for p in NOTEBOOKS if exported(p)], ids=name_of)

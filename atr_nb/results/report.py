@@ -20,18 +20,18 @@ from .tables import HEADINGS, SAYS, Verdicts, duration, load_claims, load_record
 __all__ = ['KINDS', 'CLASS', 'SHAPE', 'TITLES', 'ASSETS', 'TAGS', 'save_figure', 'pick_queries', 'Listen', 'save_examples',
            'read_paper', 'notebook_page', 'render']
 
-# %% ../../nbs/results/73_report.ipynb #322d5c49
+# %% ../../nbs/results/73_report.ipynb #964cc7df
 def save_figure(
     folder:Path|str, # reports/PROFILE/PAPER
     name:str, # file name without ending
     fig, # a matplotlib figure
     caption:str, # what is to be seen, in a sentence
-    )->Path: # figures/NAME.png
-    "Save a figure for the report. ValueError for an empty caption or a name that is more than a file name."
+    )->None:
+    "Save a figure for the report as `figures/NAME.png`. ValueError for an empty caption or a name that is more than a file name."
     if not caption.strip(): raise ValueError(f"figure {name!r} has no caption; say in a sentence what is to be seen")
     if not re.fullmatch(r'[\w.-]+', name) or name.startswith('.'): raise ValueError(f"figure name {name!r}: use letters, digits, '-' and '_'")
     png = io.BytesIO(); fig.savefig(png, format='png', dpi=110, bbox_inches='tight', metadata={'Software': None, 'Description': caption})
-    return write_file(Path(folder)/'figures'/f'{name}.png', png.getvalue())
+    write_file(Path(folder)/'figures'/f'{name}.png', png.getvalue()) # no path returned: it would be printed under the cell that ends here
 
 def _figures(folder:Path)->tuple[list[dict], list[str]]:
     "The figures of a paper with size and caption, and a notice for each that cannot be read."
