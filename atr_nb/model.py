@@ -10,9 +10,16 @@ from torch import nn, Tensor
 from torch.nn import functional as F
 
 # %% auto #0
-__all__ = ['pool_tokens', 'Encoded', 'freeze', 'RetrievalModel']
+__all__ = ['mask_of', 'pool_tokens', 'Encoded', 'freeze', 'RetrievalModel']
 
-# %% ../nbs/01_model.ipynb #7a041c69
+# %% ../nbs/01_model.ipynb #aeaa69f0
+def mask_of(
+    tokens:Tensor, # (B, T, d)
+    mask:Tensor|None=None, # True where valid (B, T)
+    )->Tensor: # (B, T)
+    "The mask, or the one that `None` stands for: every token is valid."
+    return tokens.new_ones(tokens.shape[:2], dtype=torch.bool) if mask is None else mask
+
 def pool_tokens(
     tokens:Tensor, # token features (B, T, d)
     mask:Tensor|None=None, # True where valid (B, T); None means all are
@@ -21,8 +28,7 @@ def pool_tokens(
     "Summarise each row's valid tokens. A row without any valid token is pooled to zeros. [ancestor: PANNs, Mei et al. 2022]"
     if how == 'cls': return tokens[:, 0]
     if how not in ('mean', 'max', 'mean+max'): raise ValueError(f"pool_tokens: how={how!r} is unknown; use 'mean+max', 'mean', 'max' or 'cls'")
-    if mask is None: mask = tokens.new_ones(tokens.shape[:2], dtype=torch.bool)
-    m = mask.unsqueeze(-1)
+    m = mask_of(tokens, mask).unsqueeze(-1)
     mean = lambda: tokens.masked_fill(~m, 0).sum(1) / m.sum(1).clamp(min=1)
     peak = lambda: tokens.masked_fill(~m, float('-inf')).amax(1).masked_fill(~m.any(1), 0)
     return {'mean': mean, 'max': peak, 'mean+max': lambda: mean() + peak()}[how]()
@@ -40,7 +46,7 @@ def _cat_rows(parts:list[Tensor|None])->Tensor|None:
     longest = max(p.shape[1] for p in parts)
     return torch.cat([_pad_to(p, longest) for p in parts])
 
-# %% ../nbs/01_model.ipynb #24ac6875
+# %% ../nbs/01_model.ipynb #9ebacdc6
 @dataclass
 class Encoded:
     "What an encoder returns: audio and text look the same. Rows are clips or captions."
@@ -62,8 +68,7 @@ class Encoded:
 
     def masked(self)->Encoded:
         "The same with an explicit mask: where there was none, every token is valid."
-        if self.tokens is None or self.mask is not None: return self
-        return Encoded(self.pooled, self.tokens, torch.ones(self.tokens.shape[:2], dtype=torch.bool, device=self.tokens.device), self.levels)
+        return self if self.tokens is None else Encoded(self.pooled, self.tokens, mask_of(self.tokens, self.mask), self.levels)
 
     def trimmed(self)->Encoded:
         "The same without the columns that are padding in every row."

@@ -33,7 +33,14 @@ def masked_softmax(
     if mask is None: return x.softmax(dim)
     return x.masked_fill(~mask, torch.finfo(x.dtype).min).softmax(dim) * mask
 
-# %% ../../nbs/alignment/31_tokens.ipynb #813736e2
+# %% ../../nbs/alignment/31_tokens.ipynb #0574a3c0
+def _with_guide(tokens:Tensor, guide:Tensor)->Tensor: return torch.einsum('akd,cd->ack', tokens, guide) # (A, C, K)
+
+def _padding(mask:Tensor|None, *dims:int)->Tensor|None: # the mask with further dimensions; None where there is nothing to mask
+    if mask is None or mask.all(): return None
+    for d in dims: mask = mask.unsqueeze(d)
+    return mask
+
 def token_interaction(
     tokens:Tensor, # what is weighted, frames or words (A, K, d)
     guide:Tensor, # what decides, such as sentences (C, d)
@@ -41,17 +48,18 @@ def token_interaction(
     temperature:float=0.01, # of the softmax; 0.01 as X-CLIP
     )->Tensor: # weights of each row's tokens for each guide (A, C, K), summing to one over valid tokens
     "How much each guide listens to each token. [ancestor: X-CLIP; X-Pool has the idea with learned queries and keys]"
-    logits = torch.einsum('akd,cd->ack', tokens, guide) / temperature
-    return masked_softmax(logits, None if mask is None else mask[:, None], 2)
+    return masked_softmax(_with_guide(tokens, guide) / temperature, _padding(mask, 1), 2)
 
-# %% ../../nbs/alignment/31_tokens.ipynb #2433c62c
+# %% ../../nbs/alignment/31_tokens.ipynb #e2cc6a56
 def _attended(cos:Tensor, mask:Tensor|None, temperature:float, dim:int)->Tensor:
     "Mean of cosines over `dim`, weighted by their own softmax. Padded cosines must be 0."
     return (masked_softmax(cos / temperature, mask, dim) * cos).sum(dim)
 
-def _padding(mask:Tensor|None)->Tensor|None: return None if mask is None or mask.all() else mask # nothing to mask is no mask
+def _guided(tokens:Tensor, guide:Tensor, mask:Tensor|None, temperature:float)->Tensor: # (A, C)
+    "Cosine of each guide with the tokens (A, K, d) that it chooses."
+    return _attended(_with_guide(tokens, guide), _padding(mask, 1), temperature, 2)
 
-# %% ../../nbs/alignment/31_tokens.ipynb #85f2b07b
+# %% ../../nbs/alignment/31_tokens.ipynb #ef14576e
 def clip_sentence(audio:Encoded, text:Encoded, frames:float=0.01, words:float=0.01)->Tensor: # (A, C); the temperatures play no part
     "Cosine of the pooled vectors."
     return audio.pooled @ text.pooled.T
@@ -63,9 +71,7 @@ def frame_sentence(
     words:float=0.01, # plays no part
     )->Tensor: # (A, C)
     "Cosine of the sentence with the frames that it chooses: text-guided token interaction. [ancestor: X-CLIP; as MGRL's interaction inferred]"
-    mask = _padding(audio.mask)
-    cos = torch.einsum('akd,cd->akc', audio.tokens, text.pooled)
-    return _attended(cos, None if mask is None else mask[..., None], frames, 1)
+    return _guided(audio.tokens, text.pooled, audio.mask, frames)
 
 def clip_word(
     audio:Encoded, # unit vectors (A, d)
@@ -74,9 +80,9 @@ def clip_word(
     words:float=0.01, # temperature of the weights of words
     )->Tensor: # (A, C)
     "Cosine of the clip with the words that it chooses. [ancestor: X-CLIP]"
-    return _attended(torch.einsum('ad,cnd->acn', audio.pooled, text.tokens), _padding(text.mask), words, 2)
+    return _guided(text.tokens, audio.pooled, text.mask, words).T
 
-# %% ../../nbs/alignment/31_tokens.ipynb #2c9ee708
+# %% ../../nbs/alignment/31_tokens.ipynb #c7e4e90c
 def _cosines(audio:Encoded, text:Encoded)->Tensor: # (A, K, C, N)
     "Every frame with every word, as one matrix product."
     (A, K, d), (C, N, _) = audio.tokens.shape, text.tokens.shape
@@ -89,9 +95,8 @@ def frame_word(
     words:float=0.01, # temperature of the weights of words
     )->Tensor: # (A, C)
     "Each word's cosine with the frames that it chooses, averaged over the words that the clip chooses. [inferred]"
-    mask = _padding(audio.mask)
-    heard = _attended(_cosines(audio, text), None if mask is None else mask[..., None, None], frames, 1) # (A, C, N)
-    weights = masked_softmax(torch.einsum('ad,cnd->acn', audio.pooled, text.tokens) / words, _padding(text.mask), 2)
+    heard = _attended(_cosines(audio, text), _padding(audio.mask, 2, 3), frames, 1) # (A, C, N)
+    weights = token_interaction(text.tokens, audio.pooled, text.mask, words).transpose(0, 1) # (A, C, N)
     return (weights * heard).sum(2)
 
 GRAINS = {'clip-sentence': clip_sentence, 'frame-sentence': frame_sentence, 'clip-word': clip_word, 'frame-word': frame_word}

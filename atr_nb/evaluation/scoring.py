@@ -27,7 +27,7 @@ def evaluating(model:nn.Module):
     finally:
         for m, mode in modes: m.training = mode
 
-# %% ../../nbs/evaluation/41_scoring.ipynb #481cbad9
+# %% ../../nbs/evaluation/41_scoring.ipynb #692c8169
 def _device(model:nn.Module)->torch.device:
     return next((p.device for p in model.parameters()), torch.device('cpu'))
 
@@ -38,8 +38,7 @@ def _encode(encode, inputs, batch_size:int, device, what:str)->Encoded:
         x, mask = inputs.gather(rows)
         e = encode(x.to(device), None if mask is None else mask.to(device))
         if len(e) != len(rows): raise ValueError(f"the model encoded a batch of {len(rows)} {what} as {len(e)} rows; it must return one row for each")
-        if e.tokens is not None and e.mask is None: e.mask = e.tokens.new_ones(e.tokens.shape[:2], dtype=torch.bool)
-        parts.append(e.detach().to('cpu'))
+        parts.append(e.masked().detach().to('cpu'))
     if torch.device(device).type == 'cuda': torch.cuda.synchronize(device) # copies to the CPU may still be under way
     return Encoded.cat(parts)
 

@@ -17,8 +17,8 @@ from .published import published
 from .tables import HEADINGS, SAYS, Verdicts, duration, load_claims, load_records, overall, signed, table, write_file
 
 # %% auto #0
-__all__ = ['KINDS', 'CLASS', 'SHAPE', 'TITLES', 'ASSETS', 'TAGS', 'save_figure', 'pick_queries', 'Listen', 'save_examples',
-           'read_paper', 'notebook_page', 'render']
+__all__ = ['KINDS', 'CLASS', 'SHAPE', 'TITLES', 'ASSETS', 'TAGS', 'save_figure', 'training_figure', 'pick_queries', 'Listen',
+           'save_examples', 'read_paper', 'notebook_page', 'render']
 
 # %% ../../nbs/results/73_report.ipynb #964cc7df
 def save_figure(
@@ -43,6 +43,24 @@ def _figures(folder:Path)->tuple[list[dict], list[str]]:
         except OSError: notices.append(f'Figure figures/{f.name} cannot be read and is left out.'); continue
         good.append(dict(path=f'figures/{f.name}', width=width, height=height, caption=words.get('Description') or f.stem.replace('_', ' ')))
     return good, notices
+
+# %% ../../nbs/results/73_report.ipynb #6324d7cf
+def training_figure(
+    lab, # with `find`, `history` and `settings.datasets`
+    table:str, # the table its rows belong to
+    rows, # names of rows, a colour each
+    ): # a matplotlib figure
+    "Validation recall along the epochs, an axis per dataset and a line per run."
+    import matplotlib.pyplot as plt
+    fig, axes = plt.subplots(1, len(lab.settings.datasets), figsize=(5*len(lab.settings.datasets), 2.8), sharey=True, squeeze=False)
+    for ax, dataset in zip(axes[0], lab.settings.datasets):
+        for k, row in enumerate(rows):
+            for n, r in enumerate(lab.find(table=table, row=row, dataset=dataset)):
+                scores = [epoch['score'] / 3 for epoch in lab.history(r)] # the mean of three recalls and two directions
+                ax.plot(range(1, len(scores) + 1), scores, color=f'C{k}', lw=1, label=row if not n else None)
+        ax.set(title=dataset, xlabel='epoch')
+    axes[0][0].set_ylabel('validation: mean of\nR@1, R@5, R@10 (%)'); axes[0][0].legend(frameon=False, fontsize=8)
+    plt.close(fig); return fig
 
 # %% ../../nbs/results/73_report.ipynb #4d143dc3
 KINDS = (('hit', 0, 0), ('near miss', 1, 4), ('miss', 10, np.inf)) # name, first and last rank

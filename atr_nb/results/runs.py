@@ -197,7 +197,7 @@ def _forget(folder:Path)->None:
     for f in folder.iterdir():
         if f.name != 'lock': f.unlink()
 
-# %% ../../nbs/results/70_runs.ipynb #0dd58dc7
+# %% ../../nbs/results/70_runs.ipynb #28bd2805
 class Records(Workbench):
     "The records of one paper, under tables and rows, with the ranks behind them."
     def __init__(self,
@@ -230,6 +230,12 @@ class Records(Workbench):
         if place(record) in known: self.records[known[place(record)]] = record
         else: self.records.append(record)
         return record
+
+    def find(self, **fields)->list[dict]: # in the order in which they were noted
+        "The records with these values, such as `find(table='main', row='MGRL')`; none is a LookupError that says what there is."
+        found = [r for r in self.records if all(r[k] == v for k, v in fields.items())]
+        if not found: raise LookupError(f"no record with {fields}; there are: {sorted({tuple(r[k] for k in fields) for r in self.records})}")
+        return found
 
     def save(self)->Path: # the folder of the paper's report
         "Write `runs.jsonl` and `ranks.npz` for all that was run so far."

@@ -86,7 +86,7 @@ def mine(
         left = np.delete(left, places[chosen])
     return [batches[k] for k in rng.permutation(len(batches))]
 
-# %% ../../nbs/training/54_curriculum.ipynb #f8c28484
+# %% ../../nbs/training/54_curriculum.ipynb #c0b2eddc
 @dataclass(frozen=True)
 class Ancillary:
     "One unit vector per training sample, and where they come from."
@@ -94,6 +94,17 @@ class Ancillary:
     clip_of_caption:Tensor # the clip of each sample (captions,)
     manifest_hash:str # of the split
     source:str='' # the run whose model made them, and from which side
+
+    @classmethod
+    def of(cls,
+        pairs:Pairs, # the samples
+        audio:Tensor, # what a trained model makes of their clips (clips, d)
+        text:Tensor, # and of their captions (captions, d)
+        which:str='both', # see `ancillary`
+        source:str='', # the run of that model
+        )->Ancillary:
+        "The ancillary vectors of these pairs."
+        return cls(ancillary(audio, text, pairs.clip_of_caption, which), pairs.clip_of_caption, pairs.clips.manifest_hash, f'{source}, {which}')
 
     def check(self, pairs:Pairs)->None:
         "ValueError unless the vectors were made from exactly these pairs."
