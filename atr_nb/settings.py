@@ -15,7 +15,7 @@ import os, re
 # %% auto #0
 __all__ = ['Settings', 'suggest', 'find_ini', 'profiles', 'load', 'from_parameters']
 
-# %% ../nbs/00_settings.ipynb #2dc45481
+# %% ../nbs/00_settings.ipynb #7377b4de
 @dataclass(frozen=True, repr=False)
 class Settings:
     "Everything a run needs to know. Build it with `load` or `from_parameters`, which check every value."
@@ -31,6 +31,7 @@ class Settings:
     width:int = 512 # dimension of the joint space
     batch_size:int = 64 # pairs in a training batch
     epochs:int = 15 # passes over the training captions
+    token_epochs:int = 0 # the same for methods that compare frames and words, whose epochs cost many times as much with cached features; 0 means as many as epochs
     learning_rate:float = 5e-4 # at the start of a stage
     lr_step:int = 20 # epochs after which the learning rate falls to a tenth
     patience:int = 0 # epochs without a better validation result before stopping; 0 means never stop early
@@ -63,7 +64,7 @@ def _plain(value, root:Path): # what JSON and a reader can take
         if value.is_relative_to(base): return prefix + value.relative_to(base).as_posix()
     return value.as_posix()
 
-# %% ../nbs/00_settings.ipynb #2e9ed969
+# %% ../nbs/00_settings.ipynb #009b67b5
 _datasets = ('scenes-sparse', 'scenes-dense', 'audiocaps', 'clotho')
 
 def _one_of(*names): return (lambda v: v in names), 'one of ' + ', '.join(names)
@@ -80,7 +81,7 @@ _rules = dict(
     train_size=_size, val_size=_size, test_size=_size,
     audio_encoder=_one_of('aisfx', 'cnn10', 'cnn14', 'resnet38'), audio_weights=(lambda v: True, 'the path of a file'),
     text_encoder=(bool, 'minilm, tiny, a model name or a folder'), finetune=_yes_no,
-    width=_at_least(1), batch_size=_at_least(2), epochs=_at_least(1), lr_step=_at_least(1), patience=_at_least(0, ' (0 means never stop early)'),
+    width=_at_least(1), batch_size=_at_least(2), epochs=_at_least(1), token_epochs=_at_least(0, ' (0 means as many as epochs)'), lr_step=_at_least(1), patience=_at_least(0, ' (0 means never stop early)'),
     learning_rate=(lambda v: isfinite(v) and v > 0, 'a number above 0'), seeds=_seeds, ablation_seeds=_seeds,
     device=(lambda v: re.fullmatch(r'auto|cpu|mps|cuda(:\d+)?', v), 'auto, cpu, mps, cuda or cuda:N'), precision=_one_of('no', 'bf16', 'fp16'),
     cache=_path, data=_path, out=_path, force=_yes_no)

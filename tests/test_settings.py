@@ -1,6 +1,7 @@
 "Settings from a file, the environment and notebooks: what is right, and what bad input is told."
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -9,13 +10,14 @@ from atr_nb.settings import from_parameters, load, profiles
 
 def test_profiles_of_the_repository(root, monkeypatch):
     monkeypatch.chdir(root/'nbs')
-    assert list(profiles()) == ['smoke', 'embedded', 'embedded-gpu', 'audiocaps', 'clotho']
+    assert list(profiles()) == ['smoke', 'embedded', 'embedded-long', 'embedded-gpu', 'audiocaps', 'clotho']
     for name in profiles():
         s = load(name)
         assert s.profile == name and s.root == root and s.out == root/'reports'
     assert load().profile == 'embedded'
     assert load('embedded-gpu').train_size == 49274 and load('embedded-gpu').finetune
     assert load('clotho').datasets == ('clotho',)
+    assert replace(load('embedded'), profile='embedded-long', token_epochs=0) == load('embedded-long')
 
 
 def test_override_beats_environment_beats_file(project, monkeypatch):

@@ -252,10 +252,10 @@ def notebook_page(file:Path)->Path: # the same name, .html
     body, _ = HTMLExporter(template_name='basic', sanitize_html=True, filters={'clean_html': _clean}).from_notebook_node(nb)
     return write_file(file.with_suffix('.html'), _fill('notebook.html.j2', title=f'{file.parent.name}: {file.stem}', body=Markup(body)))
 
-# %% ../../nbs/results/73_report.ipynb #fa740ac5
+# %% ../../nbs/results/73_report.ipynb #7db1926b
 def _folders(out:Path)->list[Path]:
     "The PROFILE/PAPER folders, the embedded profile first and the smoke test last, papers in the order of publication."
-    first = ['embedded', 'embedded-gpu', 'audiocaps', 'clotho']; rank = lambda names, n: names.index(n) if n in names else len(names)
+    first = ['embedded', 'embedded-long', 'embedded-gpu', 'audiocaps', 'clotho']; rank = lambda names, n: names.index(n) if n in names else len(names)
     folders = [f for f in out.glob('*/*/') if f.parent.name != 'published' and not any(p.startswith('.') for p in (f.name, f.parent.name))]
     return sorted(folders, key=lambda f: (f.parent.name == 'smoke', rank(first, f.parent.name), f.parent.name, rank(list(TITLES), f.name), f.name))
 
