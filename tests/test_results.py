@@ -1,5 +1,5 @@
 "Published numbers, tables, claims and the report: what must never go wrong on the way from a run to a page."
-import json, re, shutil, subprocess
+import json, re, shutil, subprocess, sys
 from html.parser import HTMLParser
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
@@ -250,3 +250,11 @@ def test_the_page_fits_a_narrow_window(house, tmp_path_factory):
     except subprocess.TimeoutExpired: pytest.skip('chromium did not answer')
     title = re.search(r"<title>(.*?)</title>", got)[1]
     assert title == "wide 0 open false"
+
+
+def test_peak_memory_is_of_the_process_itself():
+    "A process started by a large one does not count what its parent holds."
+    measure = "import torch; from atr_nb.results.runs import peak_memory_mb; print(peak_memory_mb(torch.device('cpu')))"
+    parent = f"import subprocess, sys; held = b'x' * (1500 * 2**20); subprocess.run([sys.executable, '-c', {measure!r}], check=True)"
+    peak = int(subprocess.run([sys.executable, '-c', parent], capture_output=True, text=True, check=True).stdout)
+    assert 50 < peak < 1400
