@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from types import CodeType, FunctionType
-import ast, errno, hashlib, json, os, re, time, uuid, zipfile
+import ast, errno, hashlib, json, os, re, uuid, warnings, zipfile
 import numpy as np
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ import atr_nb
 
 # %% auto #0
 __all__ = ['PACKAGE', 'ASIDE', 'FULL', 'BLANK', 'HEAD', 'hash_json', 'hash_file', 'digest', 'weights_hash', 'code_hash', 'atomic',
-           'sweep', 'write_file', 'Damaged', 'sealed', 'unsealed', 'save_json', 'load_json', 'seal', 'check',
+           'sweep', 'write_file', 'Damaged', 'sealed', 'unsealed', 'save_json', 'load_json', 'seal', 'check', 'intact',
            'save_arrays', 'load_arrays']
 
 # %% ../nbs/02_files.ipynb #d2bdcdf2
@@ -32,7 +32,8 @@ def hash_file(
     path:Path|str, # any file
     )->str: # 64 hexadecimal digits
     "The sha256 of all bytes of a file."
-    with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
+    with open(path, 'rb') as f:
+        return hashlib.file_digest(f, 'sha256').hexdigest()
 
 def digest(
     path:Path, # any file
@@ -146,7 +147,8 @@ def atomic(
     part = path.with_name(f'{path.name}.{uuid.uuid4().hex[:8]}.part')
     try:
         yield part
-        with open(part, 'rb+') as f: os.fsync(f.fileno())
+        with open(part, 'rb+') as f:
+            os.fsync(f.fileno())
         os.replace(part, path)
     except BaseException as e:
         part.unlink(missing_ok=True)
@@ -183,7 +185,7 @@ def unsealed(
     "Check a record. `Damaged` if its checksum is missing or wrong."
     rest = {k: v for k, v in record.items() if k != 'checksum'} if isinstance(record, dict) else {}
     if not rest or record.get('checksum') != hash_json(rest):
-        raise Damaged(f'{where} is damaged: its content does not have the checksum that it was written with')
+        raise Damaged(f'{where} is damaged (its content does not have the checksum that it was written with)')
     return rest
 
 def save_json(path:Path|str, record:dict)->Path:
@@ -193,7 +195,7 @@ def save_json(path:Path|str, record:dict)->Path:
 def load_json(path:Path|str)->dict:
     "Read what `save_json` wrote. `Damaged` if it is not that any more, FileNotFoundError if it is not there."
     try: record = json.loads(Path(path).read_text(encoding='utf-8'))
-    except ValueError as e: raise Damaged(f'{path} is damaged: {e}') from None
+    except ValueError as e: raise Damaged(f'{path} is damaged or cut short ({e})') from None
     return unsealed(record, str(path))
 
 # %% ../nbs/02_files.ipynb #311f2035
@@ -221,7 +223,8 @@ def seal(
     "Write the checksum of a file into the file."
     path = Path(path)
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path, 'a') as z: z.comment = f'checksum: {BLANK}'.encode()
+        with zipfile.ZipFile(path, 'a') as z:
+            z.comment = f'checksum: {BLANK}'.encode()
     place = _place(path)
     mark = _blank_hash(path, place)
     with open(path, 'rb+') as f:
@@ -235,20 +238,34 @@ def check(
     "Compare a file with its checksum. `Damaged` if they differ or there is none, FileNotFoundError if there is no file."
     path = Path(path)
     place = _place(path)
-    if place is None: raise Damaged(f'{path} is damaged or cut short: it has no checksum')
+    if place is None: raise Damaged(f'{path} is damaged or cut short (it has no checksum)')
     with open(path, 'rb') as f:
         f.seek(place)
         mark = f.read(64).decode()
     if mark != _blank_hash(path, place):
-        raise Damaged(f'{path} is damaged or cut short: its content does not have the checksum that it was written with')
+        raise Damaged(f'{path} is damaged or cut short (its content does not have the checksum that it was written with)')
     return path
+
+def intact(
+    path:Path|str, # what was stored
+    read=check, # raises `Damaged` if it is not what was written any more
+    )->bool:
+    "Is it there, and still what was written? What is damaged is named in a warning, since it will be made again."
+    try: read(path)
+    except FileNotFoundError: return False
+    except Damaged as e:
+        warnings.warn(f'{e}; it is made again')
+        return False
+    return True
 
 def save_arrays(path:Path|str, **arrays:np.ndarray)->None:
     "Write arrays to a compressed npz file with its checksum."
     with atomic(path) as part:
-        with open(part, 'wb') as f: np.savez_compressed(f, **arrays)
+        with open(part, 'wb') as f:
+            np.savez_compressed(f, **arrays)
         seal(part)
 
 def load_arrays(path:Path|str)->dict[str, np.ndarray]:
     "Read what `save_arrays` wrote, without pickles. `Damaged` if it is not that any more."
-    with np.load(check(path), allow_pickle=False) as z: return {k: z[k] for k in z.files}
+    with np.load(check(path), allow_pickle=False) as z:
+        return {k: z[k] for k in z.files}

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/data/12_datasets.ipynb #7e24b5f8
 from __future__ import annotations
-import hashlib, json
+import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from .audio import AudioError, decode
+from ..files import code_hash, digest, hash_json
 
 # %% auto #0
-__all__ = ['AUDIO_SUFFIXES', 'MEI_SIZES', 'CLOTHO_SPLITS', 'check_clips', 'hash_json', 'Clips', 'read_table', 'caption_columns',
-           'read_captions', 'digest', 'Files', 'inside', 'Folder', 'audio_files', 'size_note', 'Listed', 'split_name',
+__all__ = ['AUDIO_SUFFIXES', 'MEI_SIZES', 'CLOTHO_SPLITS', 'check_clips', 'Clips', 'read_table', 'caption_columns',
+           'read_captions', 'Files', 'inside', 'Folder', 'audio_files', 'size_note', 'Listed', 'split_name',
            'AudioCaps', 'Clotho', 'Lengthened', 'unplayable']
 
 # %% ../../nbs/data/12_datasets.ipynb #32cfff67
@@ -39,13 +40,6 @@ def check_clips(
         for k, c in enumerate(cs):
             if not any(ch.isalnum() for ch in c): raise ValueError(f"{where}: empty caption, number {k+1} of clip {id!r} ({c!r}); write one or drop the clip")
 
-# %% ../../nbs/data/12_datasets.ipynb #a18ce64b
-def hash_json(
-    x, # anything JSON can hold
-    )->str: # 64 hexadecimal digits
-    "The sha256 of `x` written as canonical JSON (sorted keys, no blanks), so equal content has equal hashes everywhere."
-    return hashlib.sha256(json.dumps(x, sort_keys=True, separators=(',',':'), ensure_ascii=False).encode()).hexdigest()
-
 # %% ../../nbs/data/12_datasets.ipynb #3e35bd5b
 class Clips:
     "Clips with their captions: the interface of every dataset. Subclasses implement `audio`, `duration` and extend `manifest`."
@@ -65,7 +59,7 @@ class Clips:
     def duration(self, i:int)->float: # seconds, without decoding the clip
         raise NotImplementedError
     def manifest(self)->dict: # everything that determines the content; captions under the key 'captions'
-        return dict(name=self.name, split=self.split, ids=self.ids, captions=self.captions)
+        return dict(name=self.name, split=self.split, ids=self.ids, captions=self.captions, code=code_hash(type(self)))
 
     @cached_property
     def flat_captions(self)->list[str]: return [c for cs in self.captions for c in cs] # all captions, clip by clip
@@ -114,18 +108,6 @@ def read_captions(
         for column, c in zip(columns, row):
             if not c: raise ValueError(f"{path}, row {n+2}: empty caption in column {column!r}; write one or delete the row")
     return captions
-
-# %% ../../nbs/data/12_datasets.ipynb #ad0aa87b
-def digest(
-    path:Path, # any file
-    ends:int=65_536, # bytes read at either end
-    )->str: # 16 hexadecimal digits
-    "A fingerprint of a file's content from its size, its beginning and its end."
-    size = path.stat().st_size
-    with open(path, 'rb') as f:
-        h = hashlib.sha256(f'{size}:'.encode() + f.read(ends))
-        if size > ends: f.seek(max(ends, size - ends)); h.update(f.read())
-    return h.hexdigest()[:16]
 
 # %% ../../nbs/data/12_datasets.ipynb #4bd5cfaa
 class Files(Clips):

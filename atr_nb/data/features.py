@@ -4,24 +4,25 @@
 
 # %% ../../nbs/data/14_features.ipynb #dc7a8998
 from __future__ import annotations
-import errno, hashlib, json, os, shutil
+import json, os, shutil
 from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
 import numpy as np
 import torch
 from filelock import FileLock
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load_file, save_file
 from torch import nn, Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from .audio import check_audio
-from .datasets import Clips, hash_json
+from .datasets import Clips
+from ..files import BLANK, Damaged, atomic, check, code_hash, hash_file, hash_json, intact, load_json, save_json, seal
 from ..model import Encoded
 
 # %% auto #0
-__all__ = ['VERSION', 'Features', 'constants_hash', 'feature_facts', 'plan_batches', 'plan_shards', 'to_rows', 'write_beside',
-           'build', 'encode_shards', 'merge_shards', 'load_waves', 'audio_features', 'text_features']
+__all__ = ['Features', 'feature_facts', 'plan_batches', 'plan_shards', 'to_rows', 'check_entry', 'build', 'encode_shards',
+           'merge_shards', 'load_waves', 'audio_features', 'text_features']
 
 # %% ../../nbs/data/14_features.ipynb #313ab65a
 class Features:
@@ -59,17 +60,6 @@ class Features:
         return (x * mask.unsqueeze(-1)).float(), mask
 
 # %% ../../nbs/data/14_features.ipynb #17ff27e3
-VERSION = 1 # of the format and of everything below that changes the numbers
-
-def constants_hash(
-    encoder:nn.Module, # any network
-    )->str: # 16 hexadecimal digits
-    "A hash of the buffers that are not part of the checkpoint: windows, filters."
-    h, saved = hashlib.sha256(), encoder.state_dict()
-    for name, b in sorted(encoder.named_buffers()):
-        if name not in saved: h.update(f'{name}{tuple(b.shape)}'.encode() + b.detach().cpu().contiguous().numpy().tobytes())
-    return h.hexdigest()[:16]
-
 def feature_facts(
     kind:str, # 'audio' or 'text'
     content:str, # hash of the sounds or of the captions
@@ -77,8 +67,9 @@ def feature_facts(
     dtype:str, # 'float16' or 'float32'
     )->dict: # what determines the features, for a key and for people
     "Everything a cache entry depends on."
-    return dict(version=VERSION, kind=kind, content=content, encoder=encoder.name, fingerprint=encoder.fingerprint(), constants=constants_hash(encoder),
-        width=encoder.width, sample_rate=getattr(encoder, 'sample_rate', None), frame_seconds=getattr(encoder, 'frame_seconds', None), dtype=dtype)
+    front = dict(sample_rate=getattr(encoder, 'sample_rate', None), frame_seconds=getattr(encoder, 'frame_seconds', None))
+    return dict(kind=kind, content=content, encoder=encoder.name, fingerprint=encoder.fingerprint(), width=encoder.width, **front,
+        dtype=dtype, code=code_hash('atr_nb.data.features', type(encoder)))
 
 # %% ../../nbs/data/14_features.ipynb #e607c9fa
 def plan_batches(
@@ -121,44 +112,44 @@ def to_rows(
         if p > float(np.finfo(dtype).max): raise ValueError(f"{name}: a feature of {p:.0f} from encoder {encoder.name!r} does not fit {dtype}; use dtype='float32'")
     return tokens[mask].numpy().astype(dtype), mask.sum(1).numpy()
 
-# %% ../../nbs/data/14_features.ipynb #7d655683
-def write_beside(
-    path:Path, # the final name
-    write:Callable, # called with an open binary file
-    )->None:
-    "Write a file under a temporary name, flush it to disk and rename it. On any error nothing is left behind."
-    beside = path.with_name(path.name + '.tmp')
-    try:
-        with open(beside, 'wb') as f:
-            write(f); f.flush(); os.fsync(f.fileno())
-        os.replace(beside, path)
-    except BaseException as e:
-        beside.unlink(missing_ok=True)
-        if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise OSError(e.errno, f"the disk is full while writing {path}; make room and run again, finished parts are kept") from e
-        raise
-
 # %% ../../nbs/data/14_features.ipynb #90e79797
+_opened = set() # entries that this process has checked or built
+
+def check_entry(
+    meta:Path, # meta.json of an entry
+    )->None:
+    "Compare the arrays of an entry with their checksums. `Damaged` if they differ, FileNotFoundError if there is no entry."
+    for name, mark in load_json(meta)['files'].items():
+        file = meta.with_name(name)
+        if not file.is_file() or hash_file(file) != mark: raise Damaged(f'{file} is damaged or cut short')
+
 def build(
     folder:Path, # where the entry shall be
     facts:dict, # what determines it
     prepare:Callable, # () -> (shards, encode); encode(batches) yields (tokens (total, d), lengths) for each batch
     unit:str, # 'clip' or 'caption', for the progress bar
+    force:bool=False, # build it again, unless this process did already
     )->Features:
-    "Build a cache entry, or go on where a killed process stopped, or just open it."
-    part = folder.with_name(folder.name + '.part')
-    if not folder.exists():
+    "Open a cache entry; build it, or go on where a killed process stopped, if it is not there or damaged."
+    sound = lambda: not force and intact(folder/'meta.json', check_entry)
+    if folder not in _opened and not sound():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(folder.name + '.lock')):
-            if not folder.exists(): # nobody else finished it while we waited
-                part.mkdir(exist_ok=True)
-                shards, encode = prepare()
-                paths = [part/f"{k:05d}-{hash_json([b.tolist() for b in s])[:12]}.safetensors" for k, s in enumerate(shards)]
-                encode_shards(paths, shards, encode, unit, facts['encoder'])
-                merge_shards(part/'whole', paths, shards, facts)
-                os.replace(part/'whole', folder)
-    if part.exists(): shutil.rmtree(part, ignore_errors=True)
+            if not sound(): # nobody else finished it while we waited
+                _build(folder, facts, prepare, unit)
+    _opened.add(folder)
     return Features.load(folder)
+
+def _build(folder, facts, prepare, unit):
+    part = folder.with_name(folder.name + '.part')
+    part.mkdir(exist_ok=True)
+    shards, encode = prepare()
+    paths = [part/f"{k:05d}-{hash_json([b.tolist() for b in s])[:12]}.safetensors" for k, s in enumerate(shards)]
+    encode_shards(paths, shards, encode, unit, facts['encoder'])
+    merge_shards(part/'whole', paths, shards, facts)
+    shutil.rmtree(folder, ignore_errors=True) # a damaged one
+    os.replace(part/'whole', folder)
+    shutil.rmtree(part, ignore_errors=True)
 
 # %% ../../nbs/data/14_features.ipynb #f4204da0
 def encode_shards(
@@ -170,7 +161,7 @@ def encode_shards(
     )->None:
     "Write each shard that is not there yet."
     count = lambda s: sum(map(len, s))
-    todo = [(p, s) for p, s in zip(paths, shards) if not p.exists()]
+    todo = [(p, s) for p, s in zip(paths, shards) if not intact(p)]
     total = sum(map(count, shards))
     with tqdm(total=total, initial=total - sum(count(s) for _, s in todo), unit=unit, desc=name, leave=False, delay=2) as bar:
         results = encode([b for _, s in todo for b in s])
@@ -178,7 +169,9 @@ def encode_shards(
             parts = []
             for b in shard: parts.append(next(results)); bar.update(len(b))
             tokens, lengths = map(np.concatenate, zip(*parts))
-            write_beside(path, lambda f: f.write(save(dict(tokens=tokens, lengths=lengths))))
+            with atomic(path) as file:
+                save_file(dict(tokens=tokens, lengths=lengths), file, metadata=dict(checksum=BLANK))
+                seal(file)
 
 # %% ../../nbs/data/14_features.ipynb #d982cdb6
 def merge_shards(
@@ -196,7 +189,7 @@ def merge_shards(
     offsets = np.concatenate([[0], lengths.cumsum()])
     dtype, row = np.dtype(facts['dtype']), facts['width'] * np.dtype(facts['dtype']).itemsize
 
-    def frames(f):
+    with atomic(whole/'frames.npy') as file, open(file, 'wb') as f:
         np.lib.format.write_array_header_1_0(f, dict(descr=dtype.str, fortran_order=False, shape=(int(offsets[-1]), facts['width'])))
         start = f.tell()
         for path, i in zip(paths, items):
@@ -204,9 +197,10 @@ def merge_shards(
             for item, x in zip(i, np.split(shard['tokens'], shard['lengths'].cumsum()[:-1])):
                 f.seek(start + int(offsets[item])*row); f.write(x.tobytes())
 
-    write_beside(whole/'frames.npy', frames)
-    write_beside(whole/'offsets.npy', lambda f: np.save(f, offsets))
-    write_beside(whole/'meta.json', lambda f: f.write(json.dumps(facts | dict(items=len(lengths), tokens=int(offsets[-1])), indent=1).encode()))
+    with atomic(whole/'offsets.npy') as file, open(file, 'wb') as f:
+        np.save(f, offsets)
+    marks = {name: hash_file(whole/name) for name in ('frames.npy', 'offsets.npy')}
+    save_json(whole/'meta.json', facts | dict(items=len(lengths), tokens=int(offsets[-1]), files=marks))
 
 # %% ../../nbs/data/14_features.ipynb #b5e7a44e
 def load_waves(
@@ -236,6 +230,7 @@ def audio_features(
     workers:int=0, # processes that decode ahead
     dtype:str='float16', # 'float32' for features beyond 65,504
     shard:int=256, # clips that a killed process loses at most
+    force:bool=False, # compute them again, unless this process did already
     )->Features: # the frames of each clip, in the order of the dataset
     "The encoder's frames of every clip: from the cache, or computed now and kept there."
     facts = feature_facts('audio', clips.sound_hash, encoder, dtype)
@@ -252,7 +247,7 @@ def audio_features(
         samples = np.array([round(clips.duration(i)*rate) for i in range(len(clips))])
         return plan_shards(plan_batches(samples, round(batch_seconds*rate)), shard), encode
 
-    return build(Path(cache)/f"audio-{hash_json(facts)[:20]}", facts, prepare, 'clip')
+    return build(Path(cache)/f"audio-{hash_json(facts)[:20]}", facts, prepare, 'clip', force)
 
 # %% ../../nbs/data/14_features.ipynb #36cc53ae
 def text_features(
@@ -263,6 +258,7 @@ def text_features(
     batch_words:int=4096, # most tokens in a batch
     dtype:str='float16', # 'float32' for features beyond 65,504
     shard:int=4096, # captions that a killed process loses at most
+    force:bool=False, # compute them again, unless this process did already
     )->Features: # the word states of each caption, in the order given
     "The encoder's token states of every caption: from the cache, or computed now and kept there."
     rows = {c:k for k, c in enumerate(dict.fromkeys(captions))}
@@ -280,4 +276,4 @@ def text_features(
                 yield to_rows(out, [f"caption {distinct[i]!r}" for i in b], encoder, dtype)
         return plan_shards(plan_batches(lengths, batch_words), shard), encode
 
-    return build(Path(cache)/f"text-{hash_json(facts)[:20]}", facts, prepare, 'caption')[[rows[c] for c in captions]]
+    return build(Path(cache)/f"text-{hash_json(facts)[:20]}", facts, prepare, 'caption', force)[[rows[c] for c in captions]]

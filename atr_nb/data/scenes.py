@@ -13,6 +13,7 @@ from torch import Tensor
 from .audio import decode
 from .captions import normalise
 from .datasets import Clips
+from ..files import hash_file, hash_json
 
 # %% auto #0
 __all__ = ['Slot', 'Description', 'LEXICON', 'KINDS', 'TEXTURES', 'TIMES', 'PLACES', 'FORMS', 'SPLITS', 'FAMILY', 'CONTENT',
@@ -399,13 +400,12 @@ class Scenes(Clips):
         return resample(wave, RATE, sample_rate)
 
     def manifest(self)->dict:
-        return super().manifest() | dict(form=self.form, seed=self.seed, levels=[GAINS, NOISE, DISTANCE_GAIN], recordings=_recordings_hash())
+        return super().manifest() | dict(form=self.form, seed=self.seed, recordings=_recordings_hash())
 
 @lru_cache(maxsize=1)
-def _recordings_hash()->str:
-    h = hashlib.sha256()
-    for f in sounds().file: h.update(files('atr_nb').joinpath('assets/sounds', f).read_bytes())
-    return h.hexdigest()
+def _recordings_hash()->str: # of the recordings and of what the table says about them
+    table, folder = files('atr_nb').joinpath('assets/sounds.csv'), files('atr_nb').joinpath('assets/sounds')
+    return hash_json([hash_file(f) for f in (table, *(folder.joinpath(name) for name in sounds().file))])
 
 # %% ../../nbs/data/13_scenes.ipynb #2106e065
 def near_miss_recall(

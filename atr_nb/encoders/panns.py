@@ -4,7 +4,7 @@
 
 # %% ../../nbs/encoders/20_panns.ipynb #0932e128
 from __future__ import annotations
-import copy, hashlib
+import copy
 from itertools import pairwise
 from pathlib import Path
 import torch
@@ -12,10 +12,11 @@ from torch import nn, Tensor
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from ..data.audio import LogMel, SpecAugment
+from ..files import weights_hash
 from ..model import Encoded, pool_tokens
 
 # %% auto #0
-__all__ = ['PASSED_OVER', 'hide', 'ConvBlock', 'weights_hash', 'ConvEncoder', 'Panns', 'Cnn10', 'Cnn14', 'BasicBlock', 'ResNet38',
+__all__ = ['PASSED_OVER', 'hide', 'ConvBlock', 'ConvEncoder', 'Panns', 'Cnn10', 'Cnn14', 'BasicBlock', 'ResNet38',
            'read_checkpoint', 'load_panns', 'fold', 'Winograd']
 
 # %% ../../nbs/encoders/20_panns.ipynb #56bedc37
@@ -51,18 +52,6 @@ class ConvBlock(nn.Module):
         if steps is not None: steps = steps // self.pool
         x = hide(F.relu_(self.bn2(self.conv2(x))), None if steps is None else steps * self.pool)
         return (self.shrink(x, self.pool) if self.pool > 1 else x), steps
-
-# %% ../../nbs/encoders/20_panns.ipynb #def6a887
-def weights_hash(
-    name:str, # name of the architecture
-    module:nn.Module, # its weights
-    )->str: # 16 hexadecimal digits
-    "A short sha256 of a network's name, parameters and buffers: it changes when any of them does."
-    h = hashlib.sha256(name.encode())
-    for key, value in sorted(module.state_dict().items()):
-        if key.endswith('num_batches_tracked'): continue
-        h.update(key.encode()); h.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
-    return h.hexdigest()[:16]
 
 # %% ../../nbs/encoders/20_panns.ipynb #0b0336cb
 class ConvEncoder(nn.Module):

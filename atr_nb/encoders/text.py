@@ -12,7 +12,7 @@ from torch import nn, Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertModel
 from transformers.utils import logging
 from ..data.captions import normalise
-from .panns import weights_hash
+from ..files import hash_json, weights_hash
 from ..model import Encoded, pool_tokens
 
 # %% auto #0
@@ -73,7 +73,10 @@ class TextEncoder(nn.Module):
         self.eval()
 
     def pool(self, tokens, mask=None)->Tensor: return pool_tokens(tokens, mask, self.how)
-    def fingerprint(self)->str: return weights_hash(self.name, self.model)
+
+    def fingerprint(self)->str: # of the weights, the configuration and the vocabulary
+        config = {k: v for k, v in self.model.config.to_dict().items() if k not in ('_name_or_path', 'transformers_version')}
+        return hash_json([weights_hash(self.name, self.model), config, self.tokenizer.backend_tokenizer.to_str(), self.how])[:16]
 
     def tokenize(self,
         captions:list[str], # as people wrote them

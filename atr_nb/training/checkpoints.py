@@ -4,45 +4,36 @@
 
 # %% ../../nbs/training/52_checkpoints.ipynb #838c01c4
 from __future__ import annotations
-from contextlib import contextmanager
 from pathlib import Path
-import os
 import torch
 from torch import nn
-from safetensors import safe_open, SafetensorError
+from safetensors import safe_open
 from safetensors.torch import load_model, save_model
+from ..files import BLANK, Damaged, atomic, check, seal
 
 # %% auto #0
-__all__ = ['atomic', 'CheckpointError', 'save_weights', 'load_weights', 'random_state', 'set_random_state', 'save_checkpoint',
+__all__ = ['CheckpointError', 'trusted', 'save_weights', 'load_weights', 'random_state', 'set_random_state', 'save_checkpoint',
            'load_checkpoint']
 
 # %% ../../nbs/training/52_checkpoints.ipynb #d7c78089
-@contextmanager
-def atomic(
-    path:str|Path, # where the file shall appear; its folder must exist
-    ): # yields the path to write to
-    "Write beside `path` and rename when complete; on any error `path` stays as it was."
-    path = Path(path)
-    part = path.with_name(path.name + '.part')
-    try:
-        yield part
-        with open(part, 'rb+') as f: os.fsync(f.fileno())
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-
-# %% ../../nbs/training/52_checkpoints.ipynb #41138178
 class CheckpointError(ValueError):
     "A checkpoint that must not be used. The message names the file, the reason and the way out."
 
+def trusted(path:str|Path, read=check): # what `read` returns
+    "Read a stored file; damage is an error with a way out."
+    try: return read(path)
+    except Damaged as e: raise CheckpointError(f"{e}. Delete it to train anew.") from None
+
+# %% ../../nbs/training/52_checkpoints.ipynb #41138178
 def _check_identity(path, found, wanted):
     if wanted is not None and found != wanted:
         raise CheckpointError(f"{path} belongs to {found!r}, not to {wanted!r}. Use another folder, or delete this file to train anew.")
 
 def save_weights(path:str|Path, model:nn.Module, identity:str)->None:
     "Write a model's weights and buffers to a safetensors file."
-    with atomic(path) as part: save_model(model, str(part), metadata={'identity': identity})
+    with atomic(path) as part:
+        save_model(model, str(part), metadata={'identity': identity, 'checksum': BLANK})
+        seal(part)
 
 # %% ../../nbs/training/52_checkpoints.ipynb #e7fd6cc9
 def load_weights(
@@ -52,9 +43,9 @@ def load_weights(
     )->nn.Module: # the same model
     "Load weights. A file that is missing, damaged, another run's or another architecture's raises an error that says which."
     if not Path(path).exists(): raise FileNotFoundError(f"{path}: there are no weights here")
-    try:
-        with safe_open(str(path), 'pt') as f: found = (f.metadata() or {}).get('identity')
-    except SafetensorError as e: raise CheckpointError(f"{path} is damaged or cut short ({e}). Delete it to train anew.") from e
+    trusted(path)
+    with safe_open(str(path), 'pt') as f:
+        found = f.metadata().get('identity')
     _check_identity(path, found, identity)
     try: missing, unexpected = load_model(model, str(path), strict=False)
     except RuntimeError as e: raise CheckpointError(f"{path} does not fit {type(model).__name__}: {str(e).splitlines()[1].strip()}") from e
@@ -77,16 +68,17 @@ def set_random_state(state:dict)->None:
 def save_checkpoint(path:str|Path, identity:str, **state)->None: # tensors, numbers, strings and containers of these
     "Write the state of a run, with its identity and the random generators."
     state = {'identity': identity, 'random': random_state(), **state}
-    with atomic(path) as part, open(part, 'wb') as f:
-        try: torch.save(state, f)
-        except RuntimeError as e: # torch hides the system's error, such as a full disk, behind one of its own
-            if isinstance(full := e.__context__, OSError): raise OSError(full.errno, full.strerror, str(path)) from None
-            raise
+    with atomic(path) as part:
+        with open(part, 'wb') as f:
+            torch.save(state, f)
+        seal(part)
 
 def load_checkpoint(path:str|Path, identity:str)->dict|None: # what was saved, on the CPU; None if there is no checkpoint
     "Read the state of a run. A damaged checkpoint, or one of another run, raises a CheckpointError."
     if not Path(path).exists(): return None
+    trusted(path)
     try: state = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as e: raise CheckpointError(f"{path} is damaged or cut short ({type(e).__name__}). Delete it to train anew.") from e
+    except Exception as e: # torch has a dozen ways to say it
+        raise CheckpointError(f"{path} holds something else than the state of a run ({type(e).__name__}). Delete it to train anew.") from e
     _check_identity(path, state.get('identity'), identity)
     return state

@@ -15,7 +15,8 @@ from ..data.batches import Pairs, RandomBatches
 from ..evaluation.metrics import retrieval_metrics
 from ..evaluation.scoring import encode_all, score_all
 from ..model import RetrievalModel
-from .checkpoints import (CheckpointError, atomic, load_checkpoint, load_weights, save_checkpoint,
+from ..files import load_json, save_json, sweep
+from .checkpoints import (CheckpointError, trusted, load_checkpoint, load_weights, save_checkpoint,
     save_weights, set_random_state)
 from .recipe import Recipe, apply_stage, check_recipe
 
@@ -183,7 +184,9 @@ def fit(
     samplers = {'random': RandomBatches(len(train), recipe.batch_size, seed), **(samplers or {})}
     check_recipe(model, recipe, tuple(samplers))
     model.to(accelerator_for(device, precision).device)
-    folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder)
     if (result := load_result(folder, identity)) is not None:
         load_weights(folder/'best.safetensors', model, identity)
         (folder/'state.pt').unlink(missing_ok=True)
@@ -197,7 +200,7 @@ def fit(
             run_stage(job, state, accelerator_for(device, precision)) # a new accelerator, since it would keep the last stage's optimiser
     save_weights(folder/'best.safetensors', model, identity)
     result = {'identity': identity, 'stages': state['stages'], 'history': state['history'], 'seconds': round(sum(l['seconds'] for l in state['history']), 3)}
-    with atomic(folder/'result.json') as part: part.write_text(json.dumps(result))
+    save_json(folder/'result.json', result)
     (folder/'state.pt').unlink()
     return result
 
@@ -206,7 +209,7 @@ def load_result(folder:str|Path, identity:str)->dict|None: # what `fit` returned
     "The result of a finished run, or None. One of another run raises a CheckpointError."
     path = Path(folder)/'result.json'
     if not path.exists(): return None
-    result = json.loads(path.read_text())
+    result = trusted(path, load_json)
     if result['identity'] != identity: raise CheckpointError(
         f"{path} belongs to {result['identity']!r}, not to {identity!r}. Use another folder, or delete this one to train anew.")
     return result
