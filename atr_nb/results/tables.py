@@ -359,19 +359,19 @@ class Verdicts(list):
         return {name: [c for c in self if c['claim'] == name] for name in dict.fromkeys(c['claim'] for c in self)}
 
     def _repr_markdown_(self)->str:
-        header = ['**claim** and its statements', 'verdict', 'comparison', 'dataset', 'metric', 'effect',
-                  '95% interval', 'each seed']
+        header = ['**claim** and its statements', 'verdict', 'dataset', 'metric', 'effect', '95% interval', 'each seed',
+                  'comparison']
         body = []
         for name, statements in self.by_claim().items():
             whole = SAYS[overall([c['verdict'] for c in statements])]
             body.append([f'**{_md(name)}**', f'**{whole}**'] + [''] * 6)
             body += map(_statement, statements)
-        return f'{_md_table(header, body, 5)}\n\n{ABOUT}\n'
+        return f'{_md_table(header, body, 4)}\n\n{ABOUT}\n'
 
 def _statement(c:dict)->list[str]: # the cells of one line
-    said = [_md(c['statement']), SAYS[c['verdict']], _md(f"{c['better']} − {c['worse']}"), c['dataset']]
-    return [*said, HEADINGS.get(c['metric'], c['metric']), signed(c['effect']),
-            f"{signed(c['ci_low'])} to {signed(c['ci_high'])}", ' '.join(map(signed, c['spread']))]
+    said = [_md(c['statement']), SAYS[c['verdict']], c['dataset'], HEADINGS.get(c['metric'], c['metric'])]
+    interval = f"{signed(c['ci_low'])} to {signed(c['ci_high'])}"
+    return [*said, signed(c['effect']), interval, ' '.join(map(signed, c['spread'])), _md(f"{c['better']} − {c['worse']}")]
 
 # %% ../../nbs/results/72_tables.ipynb #0062c166
 def judge_all(claims:list[Claim], records:list[dict], ranks:dict)->Verdicts:
