@@ -371,7 +371,8 @@ class Verdicts(list):
 def _statement(c:dict)->list[str]: # the cells of one line
     said = [_md(c['statement']), SAYS[c['verdict']], c['dataset'], HEADINGS.get(c['metric'], c['metric'])]
     interval = f"{signed(c['ci_low'])} to {signed(c['ci_high'])}"
-    return [*said, signed(c['effect']), interval, ' '.join(map(signed, c['spread'])), _md(f"{c['better']} − {c['worse']}")]
+    each = ' '.join(map(signed, c['spread']))
+    return [*said, signed(c['effect']), interval, each, _md(f"{c['better']} − {c['worse']}")]
 
 # %% ../../nbs/results/72_tables.ipynb #0062c166
 def judge_all(claims:list[Claim], records:list[dict], ranks:dict)->Verdicts:
