@@ -106,7 +106,7 @@ def test_a_page_begins_with_a_title_and_a_summary(path):
 def test_stored_outputs(path):
     outputs = [o for c in cells(path, 'code') for o in c.outputs]
     assert not [o for o in outputs if o.output_type == 'error']
-    assert not [o.text for o in outputs if o.get('name') == 'stderr'], 'run it with TQDM_DISABLE=1'
+    assert not [o.text for o in outputs if o.get('name') == 'stderr'], 'an error stream: run the page with TQDM_DISABLE=1; if it shows a command, add 2>&1'
     text = json.dumps([o.get('text') or {k: v for k, v in o.get('data', {}).items() if k.startswith('text/') and len(v) < 10_000} for o in outputs])
     assert not re.findall(MACHINE, text), 'a path of the machine it ran on'
     assert path.stat().st_size < 3_000_000
