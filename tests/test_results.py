@@ -3,7 +3,12 @@ import json, re, shutil, subprocess, sys
 from html.parser import HTMLParser
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
+from atr_nb.data.batches import Pairs
+from atr_nb.data.scenes import Scenes
+from atr_nb.files import save_arrays, sealed, write_file
 from atr_nb.results import published as P, report as R, tables as T
+from atr_nb.results.runs import Records
+from atr_nb.settings import load
 
 ROOT = Path(__file__).resolve().parents[1]
 CLIP_OF_CAPTION = np.arange(40).repeat(5)
@@ -14,17 +19,19 @@ def toy_run(row, seed, spread, ranks, dataset='scenes-sparse', table='losses', *
     "A record and its ranks; the smaller `spread`, the better the toy."
     rng = np.random.default_rng([seed, spread, len(table)])
     run = f'toy-{table}-{row}-{dataset}-{seed}'
-    ranks[f'{run}_t2a'], ranks[f'{run}_a2t'] = (rng.integers(0, spread, n).astype('float32') for n in (200, 40))
+    alone = lambda n: np.stack([rng.integers(0, spread, n), np.ones(n), np.ones(n)]).astype('int32') # tied with nobody
+    both = {way: alone(n) for way, n in (('t2a', 200), ('a2t', 40))}
+    ranks |= {f'{run}_{way}': place for way, place in both.items()}
     ranks[f'{dataset}_clip_of_caption'], ranks[f'{dataset}_group'] = CLIP_OF_CAPTION, np.arange(40)//4
-    metrics = {f'{way}_r{k}': 100 * float((ranks[f'{run}_{way}'] < k).mean()) for way in ('t2a', 'a2t') for k in (1, 5, 10)}
-    return dict(run=run, profile='toy', paper='baseline', table=table, row=row, dataset=dataset, split='test', seed=seed, metrics=metrics, n_clips=40, n_captions=200,
+    metrics = {f'{way}_r{k}': 100 * float((place[0] < k).mean()) for way, place in both.items() for k in (1, 5, 10)}
+    return dict(run=run, profile='toy', paper='baseline', table=table, row=row, dataset=dataset, split='test', seed=seed, metrics=metrics, ranks=T.ranks_hash(**both), n_clips=40, n_captions=200,
                 ids_sha256='ab'*32, n_parameters=1000, commit='toy', versions={'toy': '1'}, device='toy', seconds=1.5, peak_memory_mb=10) | changes
 
 def toy_runs(ranks, **k): return [toy_run(row, seed, spread, ranks, **k) for row, spread in (('good', 8), ('poor', 30)) for seed in range(3)]
 
 def write_runs(folder, records, ranks=None):
-    T.write_file(folder/'runs.jsonl', ''.join(json.dumps(r) + '\n' for r in records))
-    if ranks: np.savez_compressed(folder/'ranks.npz', **ranks)
+    write_file(folder/'runs.jsonl', ''.join(json.dumps(sealed(r)) + '\n' for r in records))
+    if ranks: save_arrays(folder/'ranks.npz', **ranks)
     return folder
 
 class Sounds:
@@ -81,11 +88,26 @@ def test_records_round_trip(tmp_path):
     records = toy_runs({}); write_runs(tmp_path, records + records[:2])
     assert T.load_records(tmp_path) == records
 
-@pytest.mark.parametrize('line', ['{"run": "cut sh', '[]', '{}', 'null', json.dumps(toy_run('x', 9, 8, {}) | dict(metrics=None)), json.dumps(toy_run('x', 9, 8, {}) | dict(metrics={'t2a_r1': float('nan')})), json.dumps(toy_run('x', 9, 8, {}))[:-40]])
+def line(**changes): return json.dumps(sealed(toy_run('x', 9, 8, {}) | changes))
+
+@pytest.mark.parametrize('line', [
+    '{"run": "cut sh', '[]', '{}', 'null', line()[:-40], line(metrics=None), line(metrics={'t2a_r1': float('nan')}),
+    json.dumps(sealed({'run': 'x'})), json.dumps(toy_run('x', 9, 8, {})), line().replace('"seed": 9', '"seed": 8')])
 def test_a_damaged_line_is_named(tmp_path, line):
     write_runs(tmp_path, toy_runs({}))
     with open(tmp_path/'runs.jsonl', 'a') as f: f.write(line)
     with pytest.raises(ValueError, match=r'runs\.jsonl, line 7'): T.load_records(tmp_path)
+
+def test_a_flipped_digit_is_named(tmp_path):
+    "Whatever digit of a record is another one, the record is refused; a number that nobody measured reaches no table"
+    lines = (write_runs(tmp_path, toy_runs({}))/'runs.jsonl').read_text().splitlines(keepends=True)
+    digits = [m.start() for m in re.finditer(r'\d', lines[2])]
+    flipped = lines[2].index('"t2a_r1": ') + len('"t2a_r1": ')
+    for at in [flipped, *np.random.default_rng(0).choice(digits, 40)]:
+        other = str((int(lines[2][at]) + 1) % 10)
+        (tmp_path/'runs.jsonl').write_text(''.join([*lines[:2], lines[2][:at] + other + lines[2][at+1:], *lines[3:]]))
+        with pytest.raises(ValueError, match=r'runs\.jsonl, line 3.*delete the line and run that configuration again'):
+            T.load_records(tmp_path)
 
 def test_two_runs_under_one_label_are_refused(tmp_path):
     a = toy_run('x', 0, 8, {}); write_runs(tmp_path, [a, a | dict(run='another')])
@@ -148,6 +170,56 @@ def test_a_claim_needs_matching_runs():
     with pytest.raises(ValueError, match='ranks.npz holds no'): T.judge(claim(dataset='scenes-dense'), records, lost)
     with pytest.raises(ValueError, match='do not belong together'): T.judge(claim(dataset='scenes-dense'), [r | dict(metrics={'t2a_r1': 77.}) for r in records], ranks)
 
+CLAIM = T.Claim('good beats poor', 's', ('losses', 'good'), ('losses', 'poor'))
+
+def test_ranks_of_another_run_are_refused(tmp_path):
+    ranks = {}
+    records = toy_runs(ranks)
+    good, poor = (r['run'] for r in records[::3])
+    for way in ('t2a', 'a2t'): # as if somebody had exchanged two runs by hand
+        ranks[f'{good}_{way}'], ranks[f'{poor}_{way}'] = ranks[f'{poor}_{way}'], ranks[f'{good}_{way}']
+    write_runs(tmp_path, records, ranks)
+    with pytest.raises(ValueError, match=f'{good}.*do not go together.*run the notebook again'):
+        T.judge(CLAIM, T.load_records(tmp_path), T.load_ranks(tmp_path))
+    older = {k: np.roll(v, 1, axis=-1) if 't2a' in k else v for k, v in ranks.items()} # whole, but of another day
+    save_arrays(tmp_path/'ranks.npz', **older)
+    with pytest.raises(ValueError, match='do not go together'):
+        T.judge(CLAIM, T.load_records(tmp_path), T.load_ranks(tmp_path))
+
+def test_damaged_ranks_are_refused(tmp_path):
+    "Cut anywhere, or with any byte changed: never another verdict, always the file's name"
+    ranks = {}
+    file = write_runs(tmp_path, toy_runs(ranks), ranks)/'ranks.npz'
+    whole, rng = file.read_bytes(), np.random.default_rng(0)
+    cut = [whole[:n] for n in (0, 1, len(whole) - 1, *rng.integers(0, len(whole), 30))]
+    changed = [whole[:at] + bytes([whole[at] ^ rng.integers(1, 256)]) + whole[at+1:] for at in rng.integers(0, len(whole), 150)]
+    for damaged in cut + changed:
+        file.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r'ranks\.npz.*run the notebook again'): T.load_ranks(tmp_path)
+    np.savez_compressed(file, **ranks) # as versions before this one wrote it
+    with pytest.raises(ValueError, match=r'ranks\.npz.*run the notebook again'): T.load_ranks(tmp_path)
+
+def test_ties_count_alike_in_metrics_and_claims(tmp_path):
+    "From scores to files to verdicts: a constant matrix and doubled clips are judged, and by the numbers in the records"
+    lab = Records(load('smoke', cache=str(tmp_path/'cache'), out=str(tmp_path/'reports')), 'baseline')
+    clips = Scenes('sparse', 'test', 32)
+    lab.add(Pairs(range(32), range(160), clips.clip_of_caption, clips))
+    noisy = torch.randn(32, 160, generator=torch.Generator().manual_seed(0))
+    noisy[clips.clip_of_caption, torch.arange(160)] += 1.5
+    rows = {'noisy': noisy, 'doubled clips': noisy[torch.arange(32) // 2 * 2], 'coarse': noisy.round(), 'constant': torch.zeros(32, 160)}
+    for row, scores in rows.items(): lab.measure('ties', row, clips.name, scores)
+    folder = lab.save()
+    records, ranks = T.load_records(folder), T.load_ranks(folder)
+    measured = {r['row']: r['metrics'] for r in records}
+    for metric in T.SHOWN:
+        for better in rows:
+            for worse in rows:
+                judged = T.judge(T.Claim('c', 's', ('ties', better), ('ties', worse), metric), records, ranks)
+                expected = measured[better][metric] - measured[worse][metric]
+                assert judged['effect'] == pytest.approx(expected, abs=1e-9), (metric, better, worse)
+    assert measured['constant']['t2a_r1'] == pytest.approx(100 / 32)
+    assert T.judge(T.Claim('c', 's', ('ties', 'noisy'), ('ties', 'constant')), records, ranks)['verdict'] == 'holds'
+
 def test_overall():
     assert T.overall(['holds', 'holds']) == 'holds' and T.overall(['holds', 'undecided']) == 'undecided' and T.overall(['holds', 'undecided', 'does not hold']) == 'does not hold'
 
@@ -176,6 +248,41 @@ def test_the_page_is_sound(house):
     assert all(a.get('alt') for t, a in page.tags if t == 'img') and all('scope' in a for t, a in page.tags if t == 'th')
     assert {'audio', 'figure', 'caption', 'nav', 'main'} <= {t for t, _ in page.tags}
     for word in ('✓ holds', '✗ does not hold', 'not comparable with AudioCaps or Clotho', 'abababababab'): assert word in text
+
+def test_a_verdict_stands_beside_what_it_judges(house):
+    "The claim's name carries the verdict of the whole, each row its own statement and its own verdict, on the page and in a notebook"
+    folder = house/'embedded/baseline'
+    better, worse = dict(better=('losses', 'good'), worse=('losses', 'poor')), dict(better=('losses', 'poor'), worse=('losses', 'good'))
+    level = dict(better=('losses', 'good'), worse=('losses', 'good'))
+    mixed = {'refuted': {'up': better, 'down': worse, 'same': level}, 'open': {'up': better, 'same': level}, 'true': {'up': better, 'up again': better}}
+    claims = [T.Claim(name, s, **sides, dataset='scenes-dense') for name, statements in mixed.items() for s, sides in statements.items()]
+    verdicts = T.judge_all(claims, T.load_records(folder), T.load_ranks(folder))
+    T.write_claims(folder, verdicts)
+    single = {'up': 'holds', 'up again': 'holds', 'down': 'does not hold', 'same': 'undecided'}
+    whole = {'refuted': 'does not hold', 'open': 'undecided', 'true': 'holds'}
+
+    text = R.render(house).read_text()
+    word = r'<span class="verdict \w+">[✓✗?] ([a-z ]+)</span>'
+    cards = re.findall(r'<section class="claim.*?</section>', text, re.S)
+    heads = [re.search(rf'<header><h4>(.*?)</h4>{word}</header>', card).groups() for card in cards]
+    assert heads == [(name.capitalize(), v) for name, v in whole.items()]
+    for card, statements in zip(cards, mixed.values()):
+        rows = [(re.search(r'<th scope="row">(.*?)<br>', r)[1], re.search(word, r)[1]) for r in re.findall(r'<tr><th scope="row">.*?</tr>', card, re.S)]
+        assert rows == [(s.capitalize(), single[s]) for s in statements]
+    overview = re.search(r'<table class="overview">.*?</table>', text, re.S)[0]
+    assert all(f'{T.SAYS[v]}: 1' in overview for v in T.SAYS) and 'that of the whole' in text
+
+    cells = [[c.strip(' *') for c in l.split('|')[1:3]] for l in verdicts._repr_markdown_().splitlines() if l.startswith('| ')][2:]
+    assert cells == [[n, T.SAYS[v]] for name in mixed for n, v in [(name, whole[name]), *((s, single[s]) for s in mixed[name])]]
+
+def test_what_is_shown_of_a_collapsed_model_agrees_with_its_name(tmp_path):
+    "Where everything ties, hit and miss go by the order that is shown"
+    toy = Sounds()
+    for name in ('ids', 'captions', 'flat_captions'): setattr(toy, name, getattr(toy, name) * 3)
+    toy.clip_of_caption = torch.arange(36)
+    saved = json.loads(R.save_examples(tmp_path, [R.Listen(toy, torch.zeros(36, 36), 'collapsed')]).read_text())['queries']
+    kinds = {kind: (first + 1, last + 1) for kind, first, last in R.KINDS}
+    assert saved and all(kinds[q['why']][0] <= q['place'] <= kinds[q['why']][1] for q in saved)
 
 def test_nothing_from_outside_runs(house):
     text = R.render(house).read_text()

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NBS, PACKAGE = ROOT/'nbs', ROOT/'atr_nb'
 NOTEBOOKS = sorted(p for p in NBS.rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
 MODULES = sorted(p for p in PACKAGE.rglob('*.py') if p.name != '_modidx.py')
-ORDER = ['settings model', 'data', 'encoders', 'alignment', 'evaluation', 'training', 'methods', 'results', 'pages', 'cli']
+ORDER = ['settings model files', 'data', 'encoders', 'alignment', 'evaluation', 'training', 'methods', 'results', 'pages', 'cli']
 MACHINE = r'/(?:root|home|Users|work|tmp)/\w[^"\\ ]*' # where somebody's files lie
 name_of = lambda p: p.relative_to(NBS).as_posix()
 
@@ -106,9 +106,16 @@ def test_a_page_begins_with_a_title_and_a_summary(path):
 def test_stored_outputs(path):
     outputs = [o for c in cells(path, 'code') for o in c.outputs]
     assert not [o for o in outputs if o.output_type == 'error']
+    assert not [o.text for o in outputs if o.get('name') == 'stderr'], 'an error stream: run the page with TQDM_DISABLE=1; if it shows a command, add 2>&1'
     text = json.dumps([o.get('text') or {k: v for k, v in o.get('data', {}).items() if k.startswith('text/') and len(v) < 10_000} for o in outputs])
     assert not re.findall(MACHINE, text), 'a path of the machine it ran on'
     assert path.stat().st_size < 3_000_000
+
+
+def test_the_page_of_methods_lists_them_all():
+    from atr_nb.methods import names
+    shown = [o.data['text/plain'] for c in cells(NBS/'methods'/'59_init.ipynb', 'code') for o in c.outputs if c.source.endswith('\nnames()')]
+    assert [ast.literal_eval(s) for s in shown] == [names()]
 
 
 @pytest.mark.parametrize('path', [p for p in (ROOT/'reports').rglob('*') if p.suffix in ('.ipynb', '.html', '.md', '.csv', '.json', '.jsonl') and p.name != 'notebook.running.ipynb'], ids=lambda p: p.relative_to(ROOT).as_posix())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['Place', 'ranks', 'hits', 'ap_single', 'ap_several', 'retrieval_metrics']
+__all__ = ['Place', 'places', 'ranks', 'hits', 'ap_single', 'ap_several', 'retrieval_metrics']
 
 # %% ../../nbs/evaluation/40_metrics.ipynb #c78acc27
 def _checked(scores:Tensor, clip_of_caption:Tensor)->tuple[Tensor, Tensor]:
@@ -76,13 +76,20 @@ def _places(scores:Tensor, owner:Tensor)->tuple[Place, Place]: # t2a places (cap
     return Place(*t2a.double(), torch.ones_like(right).double()), Place(*a2t.double(), own.double())
 
 # %% ../../nbs/evaluation/40_metrics.ipynb #51e79744
+def places(
+    scores:Tensor, # similarity, higher is better (clips, captions)
+    clip_of_caption:Tensor, # row each caption belongs to (captions,)
+    )->tuple[Place, Place]: # t2a (captions,), a2t (clips,)
+    "Where the right clip of every caption stands, and the best placed of every clip's captions."
+    return _places(*_checked(scores, clip_of_caption))
+
 def ranks(
     scores:Tensor, # similarity, higher is better (clips, captions)
     clip_of_caption:Tensor, # row each caption belongs to (captions,)
     )->tuple[Tensor, Tensor]: # t2a ranks (captions,), a2t ranks (clips,)
     """0-based rank of the right clip for every caption, and of the best of its captions for every clip. Ties count by their expected
     position, so ranks may be fractions. [ancestor: Mei et al. 2022, evaluation; the treatment of ties is ours]"""
-    t2a, a2t = _places(*_checked(scores, clip_of_caption))
+    t2a, a2t = places(scores, clip_of_caption)
     return t2a.rank().float(), a2t.rank().float()
 
 # %% ../../nbs/evaluation/40_metrics.ipynb #75968600
@@ -92,7 +99,7 @@ def hits(
     k:int=1, # how many candidates are looked at
     )->tuple[Tensor, Tensor]: # t2a (captions,), a2t (clips,), each 0 to 100
     "Recall at `k` of every single query in percent; the mean over queries is R@k."
-    t2a, a2t = _places(*_checked(scores, clip_of_caption))
+    t2a, a2t = places(scores, clip_of_caption)
     return 100 * t2a.hit(k).float(), 100 * a2t.hit(k).float()
 
 # %% ../../nbs/evaluation/40_metrics.ipynb #ffea7367

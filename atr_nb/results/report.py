@@ -12,9 +12,9 @@ import numpy as np, soundfile
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 import atr_nb
-from ..evaluation.metrics import ranks
+from ..files import write_file
 from .published import published
-from .tables import HEADINGS, SAYS, Verdicts, duration, load_claims, load_records, overall, signed, table, write_file
+from .tables import HEADINGS, SAYS, Verdicts, duration, load_claims, load_records, overall, signed, table
 
 # %% auto #0
 __all__ = ['KINDS', 'CLASS', 'SHAPE', 'TITLES', 'ASSETS', 'TAGS', 'save_figure', 'training_figure', 'pick_queries', 'Listen',
@@ -63,15 +63,15 @@ def training_figure(
     plt.close(fig); return fig
 
 # %% ../../nbs/results/73_report.ipynb #4d143dc3
-KINDS = (('hit', 0, 0), ('near miss', 1, 4), ('miss', 10, np.inf)) # name, first and last rank
+KINDS = (('hit', 0, 0), ('near miss', 1, 4), ('miss', 10, np.inf)) # name, first and last place
 
 def pick_queries(
-    t2a_ranks, # 0-based rank of the right clip per caption (captions,)
+    place, # of the right clip per caption, counted from 0 (captions,)
     clip_of_caption, # (captions,)
     hits:int=1, near:int=1, misses:int=1, # how many of each
     )->dict[int, str]: # caption -> 'hit', 'near miss' or 'miss'
     "Draw captions by a lot that is always the same. Fewer than asked for where there are no more."
-    r, clip = np.asarray(t2a_ranks), np.asarray(clip_of_caption)
+    r, clip = np.asarray(place), np.asarray(clip_of_caption)
     lot = np.random.default_rng(0).permutation(len(r)); taken, out = set(), {}
     for (kind, first, last), n in zip(KINDS, (hits, near, misses)):
         for q in lot:
@@ -104,10 +104,15 @@ class Listen:
     model:str # what to call the model, such as 'NT-Xent, seed 0'
     queries:dict[int, str]|None=None # caption -> why it is shown; None: drawn by lot
 
-def _query(part:Listen, q:int, why:str, top:int, save)->dict:
-    "One query with its best clips, best first, and the right one."
-    scores = np.asarray(part.scores)[:, q]; right = int(part.clips.clip_of_caption[q])
-    order = np.argsort(-scores, kind='stable'); place = int(np.flatnonzero(order == right)[0]) + 1
+def _queues(scores)->np.ndarray: # for each caption the numbers of all clips (clips, captions)
+    "The clips of every caption, best first; equal ones in an order drawn by a lot that is always the same."
+    lot = np.random.default_rng(0).permutation(len(scores))
+    return lot[np.argsort(-np.asarray(scores)[lot], axis=0, kind='stable')]
+
+def _query(part:Listen, order:np.ndarray, q:int, why:str, top:int, save)->dict:
+    "One query with its best clips, in the order of its queue (clips,), and the right one."
+    right = int(part.clips.clip_of_caption[q])
+    place = int(np.flatnonzero(order == right)[0]) + 1
     shown = list(enumerate(order[:top], 1)) + [(place, right)] * (place > top)
     says = lambda i: part.clips.flat_captions[q] if i == right else part.clips.captions[i][0]
     clips = [dict(place=p, id=part.clips.ids[i], right=bool(i == right), caption=says(i), audio=save(int(i))) for p, i in shown]
@@ -126,9 +131,11 @@ def save_examples(
     for part in parts:
         data, n = part.clips, (len(part.clips.ids), len(part.clips.flat_captions))
         if tuple(part.scores.shape) != n: raise ValueError(f"{data.name}: scores have shape {tuple(part.scores.shape)}, the dataset has {n[0]} clips and {n[1]} captions")
+        queues, owner = _queues(part.scores), np.asarray(data.clip_of_caption)
         chosen = part.queries
-        if chosen is None: chosen = pick_queries(ranks(part.scores, data.clip_of_caption)[0], data.clip_of_caption, hits, near, misses)
-        queries += [_query(part, q, why, top, lambda i: _save_clip(folder, data, i, sample_rate)) for q, why in chosen.items()]
+        if chosen is None: chosen = pick_queries((queues == owner).argmax(0), owner, hits, near, misses)
+        save = lambda i: _save_clip(folder, data, i, sample_rate)
+        queries += [_query(part, queues[:, q], q, why, top, save) for q, why in chosen.items()]
     used = {c['audio'] for q in queries for c in q['clips']}
     file = write_file(folder/'examples.json', json.dumps(dict(queries=queries), indent=1, ensure_ascii=False) + '\n')
     for f in (folder/'audio').glob('*.ogg'):
@@ -210,8 +217,9 @@ def read_paper(
     "Gather one paper's results. ValueError naming file and line for a record that cannot be counted."
     records = load_records(folder); runs = {r['run']: r for r in records}
     claims, notices = _claims(folder, set(runs)); scale = _scale(claims)
-    group = lambda cs: dict(statement=cs[0]['statement'], verdict=overall([c['verdict'] for c in cs]), pairs=[_placed(c, scale) for c in cs])
-    groups = {name: group(cs) for name, cs in claims.by_claim().items()}; verdicts = [g['verdict'] for g in groups.values()]
+    group = lambda cs: dict(verdict=overall([c['verdict'] for c in cs]), statements=[_placed(c, scale) for c in cs])
+    groups = {name: group(cs) for name, cs in claims.by_claim().items()}
+    verdicts = [g['verdict'] for g in groups.values()]
     figures, unread = _figures(folder)
     tables = [table(records, name, _published(folder.name)) for name in dict.fromkeys(r['table'] for r in records)]
     title, cite = TITLES.get(folder.name, (folder.name, ''))

@@ -19,10 +19,12 @@ from ..data.datasets import AudioCaps, Clips, Clotho
 from ..data.features import audio_features, text_features
 from ..data.scenes import FORMS, Scenes
 from ..encoders.tower import Precomputed
-from ..evaluation.metrics import ranks, retrieval_metrics
+from ..evaluation.metrics import places, retrieval_metrics
 from ..evaluation.scoring import encode_all, evaluate
+from ..files import save_arrays, sealed
 from ..methods import create
 from ..model import RetrievalModel
+from .tables import packed, ranks_hash
 from ..settings import Settings
 from ..training.checkpoints import atomic, load_weights
 from ..training.recipe import Recipe, Stage
@@ -169,9 +171,9 @@ def _identity(bench:Workbench, dataset:str, method:str, options:dict, recipe:Rec
 
 def _measure(test:Pairs, scores:Tensor, metrics:dict)->tuple[dict, dict]: # (fields of the record, ranks)
     "What is written down about a score matrix (clips, captions) of a test split."
-    t2a, a2t = ranks(scores, test.clip_of_caption)
+    t2a, a2t = map(packed, places(scores, test.clip_of_caption))
     fields = dict(metrics=metrics, n_clips=len(test.clips), n_captions=len(test), ids_sha256=test.clips.ids_sha256)
-    return fields, dict(t2a=t2a.float().numpy(), a2t=a2t.float().numpy())
+    return fields | dict(ranks=ranks_hash(t2a, a2t)), dict(t2a=t2a, a2t=a2t)
 
 def _circumstances(bench:Workbench, seconds:float)->dict:
     return dict(commit=commit(), versions=versions(), device=device_name(bench.device), seconds=round(seconds, 1), peak_memory_mb=peak_memory_mb(bench.device))
@@ -247,8 +249,9 @@ class Records(Workbench):
             clips = self.clips(dataset, 'test')
             arrays[f'{dataset}_clip_of_caption'] = clips.clip_of_caption.numpy()
             arrays[f'{dataset}_group'] = np.asarray(getattr(clips, 'families', range(len(clips))))
-        with atomic(self.folder/'ranks.npz') as part, open(part, 'wb') as f: np.savez_compressed(f, **arrays)
-        with atomic(self.folder/'runs.jsonl') as part: part.write_text(''.join(json.dumps(r) + '\n' for r in self.records))
+        save_arrays(self.folder/'ranks.npz', **arrays)
+        lines = [json.dumps(sealed(r)) + '\n' for r in self.records]
+        with atomic(self.folder/'runs.jsonl') as part: part.write_text(''.join(lines))
         return self.folder
 
 # %% ../../nbs/results/70_runs.ipynb #bf8e101f

@@ -4,31 +4,36 @@
 
 # %% ../../nbs/results/72_tables.ipynb #b2e94014
 from __future__ import annotations
-import json, math, re, zipfile
+import hashlib, json, math, re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
-import numpy as np, pandas as pd
+import numpy as np, pandas as pd, torch
+from ..evaluation.metrics import Place
 from ..evaluation.significance import paired_bootstrap, verdict
+from ..files import Damaged, load_arrays, unsealed, write_file
 from .published import DATASETS
-from ..training.checkpoints import atomic
 
 # %% auto #0
-__all__ = ['KEYS', 'SHOWN', 'EMBEDDED', 'OWN', 'HEADINGS', 'SAYS', 'ABOUT', 'LOOKS', 'load_records', 'load_ranks', 'summarise',
-           'signed', 'duration', 'provenance', 'Cell', 'Table', 'table', 'write_file', 'write_tables', 'Claim', 'judge',
-           'overall', 'Verdicts', 'judge_all', 'claims_figure', 'write_claims', 'load_claims']
+__all__ = ['KEYS', 'AGAIN', 'SHOWN', 'EMBEDDED', 'OWN', 'HEADINGS', 'SAYS', 'ABOUT', 'LOOKS', 'load_records', 'load_ranks',
+           'packed', 'ranks_hash', 'place_of', 'summarise', 'signed', 'duration', 'provenance', 'Cell', 'Table',
+           'table', 'write_tables', 'Claim', 'judge', 'overall', 'Verdicts', 'judge_all', 'claims_figure',
+           'write_claims', 'load_claims']
 
 # %% ../../nbs/results/72_tables.ipynb #d182de9e
-KEYS = ('run', 'profile', 'paper', 'table', 'row', 'dataset', 'split', 'seed', 'metrics', 'n_clips', 'n_captions', 'ids_sha256',
-        'n_parameters', 'commit', 'versions', 'device', 'seconds', 'peak_memory_mb')
+KEYS = ('run', 'profile', 'paper', 'table', 'row', 'dataset', 'split', 'seed', 'metrics', 'ranks', 'n_clips',
+        'n_captions', 'ids_sha256', 'n_parameters', 'commit', 'versions', 'device', 'seconds', 'peak_memory_mb')
+AGAIN = 'delete the line and run that configuration again (its trained model is kept, so this takes seconds)'
 
 def _record(line:str, where:str)->dict:
     "One line of `runs.jsonl`, checked."
-    try: r = json.loads(line)
-    except json.JSONDecodeError as e: raise ValueError(f"{where}: not a record ({e.msg}); delete the line and run that configuration again") from None
-    missing = [k for k in KEYS if not isinstance(r, dict) or k not in r]
-    if missing: raise ValueError(f"{where}: the record lacks {', '.join(missing)}; delete the line and run that configuration again")
-    if not isinstance(r['metrics'], dict): raise ValueError(f"{where}: metrics is {r['metrics']!r}, not a dictionary of numbers")
+    try: r = unsealed(json.loads(line), where)
+    except Damaged as e: raise Damaged(f'{e}; {AGAIN}') from None
+    except ValueError as e: raise Damaged(f'{where}: not a record ({e}); {AGAIN}') from None
+    missing = [k for k in KEYS if k not in r]
+    if missing: raise ValueError(f"{where}: the record lacks {', '.join(missing)}; {AGAIN}")
+    if not isinstance(r['metrics'], dict):
+        raise ValueError(f"{where}: metrics is {r['metrics']!r}, not a dictionary of numbers; {AGAIN}")
     bad = [k for k, v in r['metrics'].items() if not isinstance(v, (int, float)) or not math.isfinite(v)]
     if bad: raise ValueError(f"{where}: {bad[0]} is {r['metrics'][bad[0]]}, not a number; a broken run must not be counted")
     return r
@@ -54,13 +59,41 @@ def load_records(
 # %% ../../nbs/results/72_tables.ipynb #534a31b9
 def load_ranks(
     folder:Path|str, # reports/PROFILE/PAPER
-    )->dict[str, np.ndarray]: # arrays by name, such as RUN_t2a (captions,)
-    "Read `ranks.npz`, without pickles. FileNotFoundError or ValueError naming the file."
+    )->dict[str, np.ndarray]: # arrays by name, such as RUN_t2a (3, captions)
+    "Read `ranks.npz`. FileNotFoundError or ValueError naming the file."
     file = Path(folder)/'ranks.npz'
-    if not file.is_file(): raise FileNotFoundError(f"{file} is missing: claims are judged on the ranks of single queries; run the notebook again")
-    try:
-        with np.load(file, allow_pickle=False) as z: return {k: z[k] for k in z.files}
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as e: raise ValueError(f"{file} cannot be read ({e}); delete it and run the notebook again") from None
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing: claims are judged on the ranks of single queries; "
+                                "run the notebook again")
+    try: return load_arrays(file)
+    except Damaged as e: raise Damaged(f'{e}; delete it and run the notebook again') from None
+
+# %% ../../nbs/results/72_tables.ipynb #70a1a5c8
+def packed(place:Place)->np.ndarray: # ahead, tied and own as int32 (3, queries)
+    "Places as `ranks.npz` keeps them."
+    return torch.stack(place).int().cpu().numpy()
+
+def ranks_hash(
+    t2a:np.ndarray, # from `packed` (3, captions)
+    a2t:np.ndarray, # from `packed` (3, clips)
+    )->str: # 64 hexadecimal digits
+    "What a record says under `ranks`: the sha256 of its run's places."
+    return hashlib.sha256(t2a.tobytes() + a2t.tobytes()).hexdigest()
+
+def place_of(
+    ranks:dict, # from `load_ranks`
+    record:dict, # of the run
+    way:str, # t2a or a2t
+    )->Place: # of each query (queries,)
+    "Where the right answers of a run's queries stand. ValueError if the ranks are missing, or not those of the record."
+    run, what = record['run'], f"{record['row']} on {record['dataset']}"
+    both = {w: ranks.get(f'{run}_{w}') for w in ('t2a', 'a2t')}
+    if lost := [f'{run}_{w}' for w, stored in both.items() if stored is None]:
+        raise ValueError(f"ranks.npz holds no {lost[0]}, the ranks of {what}; run the notebook again")
+    if ranks_hash(**both) != record.get('ranks'):
+        raise ValueError(f"ranks.npz has other ranks for run {run} ({what}) than its record speaks of; "
+                         "a record and ranks of different runs do not go together: run the notebook again")
+    return Place(*torch.from_numpy(both[way]).double())
 
 # %% ../../nbs/results/72_tables.ipynb #a08759b8
 SHOWN = tuple(f'{d}_r{k}' for d in ('t2a', 'a2t') for k in (1, 5, 10))
@@ -233,12 +266,6 @@ def table(
     return t
 
 # %% ../../nbs/results/72_tables.ipynb #de943e62
-def write_file(path:Path|str, data:str|bytes)->Path:
-    "Write a file in one step, with the folders above it."
-    path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic(path) as part: part.write_bytes(data.encode() if isinstance(data, str) else data)
-    return path
-
 def write_tables(
     folder:Path|str, # reports/PROFILE/PAPER
     tables:list[Table], # in reading order
@@ -254,8 +281,8 @@ def write_tables(
 @dataclass(frozen=True)
 class Claim:
     "A sentence of a paper as a comparison of runs: `better` is said to have the higher `metric` than `worse`."
-    name:str # short; several comparisons under one name make one claim
-    statement:str # the sentence
+    name:str # the claim; several statements under one name make one claim
+    statement:str # what this comparison shows if it holds
     better:tuple # (table, row) or (table, row, dataset)
     worse:tuple # (table, row) or (table, row, dataset)
     metric:str='t2a_r1' # a recall: t2a_r1, a2t_r10, ...
@@ -273,16 +300,14 @@ def _side(side:tuple, claim:Claim, records:list[dict])->dict[str, dict]:
     return found
 
 # %% ../../nbs/results/72_tables.ipynb #c2960768
-def _hits(ranks:dict, run:dict, metric:str)->np.ndarray: # 100 or 0 for each query (queries,)
+def _hits(ranks:dict, run:dict, metric:str)->np.ndarray: # 0 to 100 for each query (queries,)
     "Which queries found their item among the first k, in percent. ValueError if ranks are missing or contradict the record."
     way = re.fullmatch(r'(t2a|a2t)_r(\d+)', metric)
     if not way: raise ValueError(f"metric {metric!r} cannot be judged query by query; use a recall such as t2a_r1 or a2t_r10")
-    key = f"{run['run']}_{way[1]}"
-    if key not in ranks: raise ValueError(f"ranks.npz holds no {key}, the ranks of {run['row']} on {run['dataset']}; run the notebook again")
-    hits = 100. * (ranks[key] < int(way[2]))
-    if metric in run['metrics'] and abs(hits.mean() - run['metrics'][metric]) > 0.5:
-        raise ValueError(f"ranks.npz gives {metric} {hits.mean():.2f} for run {run['run']}, its record {run['metrics'][metric]:.2f}: "
-                         "the two files do not belong together")
+    hits = 100 * place_of(ranks, run, way[1]).hit(int(way[2])).numpy()
+    if metric in run['metrics'] and abs(hits.mean() - run['metrics'][metric]) > 1e-6:
+        raise ValueError(f"ranks.npz gives {metric} {hits.mean():.4f} for run {run['run']}, its record "
+                         f"{run['metrics'][metric]:.4f}: the two files do not belong together; run the notebook again")
     return hits
 
 def _groups(ranks:dict, dataset:str, metric:str, queries:int)->np.ndarray:
@@ -290,7 +315,9 @@ def _groups(ranks:dict, dataset:str, metric:str, queries:int)->np.ndarray:
     clip_of_caption = ranks[f'{dataset}_clip_of_caption']
     family = ranks.get(f'{dataset}_group', np.arange(clip_of_caption.max() + 1))
     groups = family[clip_of_caption] if metric.startswith('t2a') else family
-    if len(groups) != queries: raise ValueError(f"{dataset}: {queries} ranks but {len(groups)} queries in {dataset}_clip_of_caption of ranks.npz")
+    if len(groups) != queries:
+        raise ValueError(f"{dataset}: {queries} ranks but {len(groups)} queries in {dataset}_clip_of_caption "
+                         "of ranks.npz; run the notebook again")
     return groups
 
 # %% ../../nbs/results/72_tables.ipynb #9d7c1530
@@ -317,25 +344,37 @@ def judge(
 # %% ../../nbs/results/72_tables.ipynb #79b18fb2
 SAYS = {'holds': '✓ holds', 'does not hold': '✗ does not hold', 'undecided': '? undecided'}
 
-ABOUT = 'Effects in points of recall; intervals by paired bootstrap over queries and seeds, each for itself, not corrected for their number.'
+ABOUT = ('A claim of several statements holds only if all of them hold, and one that does not hold refutes it. '
+         'Effects in points of recall; intervals by paired bootstrap over queries and seeds, each for itself, '
+         'not corrected for their number.')
 
 def overall(verdicts:list[str])->str:
-    "The verdict of a claim made of several comparisons: it holds only if all hold, and one that does not hold is enough to refute it."
+    "The verdict of a claim from those of its statements: it holds only if all hold, and one that does not refutes it."
     return 'does not hold' if 'does not hold' in verdicts else 'holds' if set(verdicts) == {'holds'} else 'undecided'
 
 class Verdicts(list):
     "Judged claims, which render as a table."
     def by_claim(self)->dict[str, list[dict]]:
-        "Comparisons under the name of their claim, in order."
+        "Judged statements under the name of their claim, in order."
         return {name: [c for c in self if c['claim'] == name] for name in dict.fromkeys(c['claim'] for c in self)}
 
     def _repr_markdown_(self)->str:
-        line = lambda c: [_md(c['statement']), f"**{SAYS[c['verdict']]}**", _md(f"{c['better']} − {c['worse']}"), c['dataset'], HEADINGS.get(c['metric'], c['metric']),
-                          signed(c['effect']), f"{signed(c['ci_low'])} to {signed(c['ci_high'])}", ' '.join(map(signed, c['spread']))]
-        header = ['claim', 'verdict', 'comparison', 'dataset', 'metric', 'effect', '95% interval', 'each seed']
-        said = '; '.join(f"{_md(n)}: **{SAYS[overall([c['verdict'] for c in cs])]}**" for n, cs in self.by_claim().items())
-        return f"{_md_table(header, [line(c) for c in self], 5)}\n\nAs a whole: {said}. {ABOUT}\n"
+        header = ['**claim** and its statements', 'verdict', 'dataset', 'metric', 'effect', '95% interval', 'each seed',
+                  'comparison']
+        body = []
+        for name, statements in self.by_claim().items():
+            whole = SAYS[overall([c['verdict'] for c in statements])]
+            body.append([f'**{_md(name)}**', f'**{whole}**'] + [''] * 6)
+            body += map(_statement, statements)
+        return f'{_md_table(header, body, 4)}\n\n{ABOUT}\n'
 
+def _statement(c:dict)->list[str]: # the cells of one line
+    said = [_md(c['statement']), SAYS[c['verdict']], c['dataset'], HEADINGS.get(c['metric'], c['metric'])]
+    interval = f"{signed(c['ci_low'])} to {signed(c['ci_high'])}"
+    each = ' '.join(map(signed, c['spread']))
+    return [*said, signed(c['effect']), interval, each, _md(f"{c['better']} − {c['worse']}")]
+
+# %% ../../nbs/results/72_tables.ipynb #0062c166
 def judge_all(claims:list[Claim], records:list[dict], ranks:dict)->Verdicts:
     "Judge every claim on its dataset or, if it names none, on each dataset where both sides were measured."
     out = Verdicts()
