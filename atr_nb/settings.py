@@ -39,7 +39,8 @@ class Settings:
     ablation_seeds:tuple[int,...] = (0,) # for everything else
     device:str = 'auto' # auto, cpu, mps, cuda or cuda:N
     precision:str = 'no' # mixed precision: no, bf16 or fp16
-    cache:Path = Path('~/.cache/atr_nb') # encoder features, safe to delete
+    cache:Path = Path('~/.cache/atr_nb') # encoder features: safe to delete, they are computed again
+    runs:Path = Path('~/.local/share/atr_nb/runs') # trained models and their records: without them, everything is trained again
     data:Path = Path('data') # where AudioCaps and Clotho live
     out:Path = Path('reports') # where tables, figures and run records go
     force:bool = False # run again what has been run already
@@ -84,7 +85,7 @@ _rules = dict(
     width=_at_least(1), batch_size=_at_least(2), epochs=_at_least(1), token_epochs=_at_least(0, ' (0 means as many as epochs)'), lr_step=_at_least(1), patience=_at_least(0, ' (0 means never stop early)'),
     learning_rate=(lambda v: isfinite(v) and v > 0, 'a number above 0'), seeds=_seeds, ablation_seeds=_seeds,
     device=(lambda v: re.fullmatch(r'auto|cpu|mps|cuda(:\d+)?', v), 'auto, cpu, mps, cuda or cuda:N'), precision=_one_of('no', 'bf16', 'fp16'),
-    cache=_path, data=_path, out=_path, force=_yes_no)
+    cache=_path, runs=_path, data=_path, out=_path, force=_yes_no)
 
 # %% ../nbs/00_settings.ipynb #73d34014
 _words = {'yes':True, 'true':True, 'on':True, '1':True, 'no':False, 'false':False, 'off':False, '0':False}
@@ -147,9 +148,10 @@ def load(
     if not isinstance(profile, str) or profile not in found: raise ValueError(f'unknown profile {profile!r}{suggest(profile, list(found))}')
     for key in overrides:
         if key not in _types: raise ValueError(f'unknown parameter {key!r}{suggest(key, list(_types))}')
-    values = {k: _checked(k, v, root) for k, v in dict(cache=Settings.cache, data=Settings.data, out=Settings.out).items()}
+    values = {k: _checked(k, getattr(Settings, k), root) for k in ('cache', 'runs', 'data', 'out')}
     values |= {k: _checked(k, v, root, f'{ini} [{profile}]: ') for k, v in found[profile].items()}
-    if env := os.environ.get('ATR_NB_CACHE'): values['cache'] = _checked('cache', env, root, 'environment ATR_NB_CACHE: ')
+    for k, name in (('cache', 'ATR_NB_CACHE'), ('runs', 'ATR_NB_RUNS')):
+        if env := os.environ.get(name): values[k] = _checked(k, env, root, f'environment {name}: ')
     values |= {k: _checked(k, v, root) for k, v in overrides.items() if v is not None}
     return Settings(profile=profile, root=root, **values)
 

@@ -20,12 +20,21 @@ def test_profiles_of_the_repository(root, monkeypatch):
     assert replace(load('embedded'), profile='embedded-long', token_epochs=0) == load('embedded-long')
 
 
-def test_override_beats_environment_beats_file(project, monkeypatch):
-    (project/'settings.ini').write_text('[DEFAULT]\ncache = from-file\n[embedded]\n')
-    assert load().cache == project/'from-file'
-    monkeypatch.setenv('ATR_NB_CACHE', str(project/'from-env'))
-    assert load().cache == project/'from-env'
-    assert load(cache='given').cache == project/'given'
+@pytest.mark.parametrize('key', ['cache', 'runs'])
+def test_override_beats_environment_beats_file(project, monkeypatch, key):
+    (project/'settings.ini').write_text(f'[DEFAULT]\n{key} = from-file\n[embedded]\n')
+    assert getattr(load(), key) == project/'from-file'
+    monkeypatch.setenv(f'ATR_NB_{key.upper()}', str(project/'from-env'))
+    assert getattr(load(), key) == project/'from-env'
+    assert getattr(load(**{key: 'given'}), key) == project/'given'
+
+
+def test_trained_models_are_not_in_the_folder_that_is_safe_to_delete(root, project, monkeypatch):
+    def apart(s): return not s.runs.is_relative_to(s.cache) and not s.cache.is_relative_to(s.runs)
+    (project/'settings.ini').write_text('[embedded]\n') # the defaults of the class
+    assert apart(load())
+    monkeypatch.chdir(root)
+    assert apart(load())
 
 
 def test_paths_start_at_settings_ini(project, monkeypatch):
