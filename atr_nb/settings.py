@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from math import isfinite
 from pathlib import Path
+from types import ModuleType
 from typing import get_args, get_origin, get_type_hints
 import os, re
 
@@ -21,11 +22,11 @@ class Settings:
     "Everything a run needs to know. Build it with `load` or `from_parameters`, which check every value."
     profile:str = 'embedded' # the section of settings.ini; also the folder under `out`
     datasets:tuple[str,...] = ('scenes-sparse', 'scenes-dense') # what to train and test on
-    train_size:int = 0 # training pairs of a clip and a caption, so that datasets with several captions per clip cost no more; 0 means all there are
-    val_size:int = 0 # validation clips; 0 means all
-    test_size:int = 0 # test clips; 0 means all
+    train_size:int = 0 # training pairs of a clip and a caption, so that data with several captions per clip cost no more
+    val_size:int = 0 # validation clips; for this and the other two: 0 means all of audiocaps or clotho, scenes need a number
+    test_size:int = 0 # test clips
     audio_encoder:str = 'aisfx' # aisfx, cnn10, cnn14 or resnet38
-    audio_weights:Path|None = None # a PANNs checkpoint as downloaded; empty: what is embedded, or random
+    audio_weights:Path|None = None # a PANNs checkpoint as downloaded; empty: random weights (aisfx brings its own)
     text_encoder:str = 'minilm' # minilm, tiny, a model name of the Hugging Face hub, or a folder (begins with . / or ~)
     finetune:bool = False # train the encoders too (True), or cache their features (False)
     width:int = 512 # dimension of the joint space
@@ -37,9 +38,10 @@ class Settings:
     patience:int = 0 # epochs without a better validation result before stopping; 0 means never stop early
     seeds:tuple[int,...] = (0, 1, 2) # for the main tables
     ablation_seeds:tuple[int,...] = (0,) # for everything else
-    device:str = 'auto' # auto, cpu, mps, cuda or cuda:N
-    precision:str = 'no' # mixed precision: no, bf16 or fp16
-    cache:Path = Path('~/.cache/atr_nb') # encoder features, safe to delete
+    device:str = 'auto' # cpu, mps, cuda (the first GPU), cuda:N, or auto (cuda where there is one, else cpu)
+    precision:str = 'no' # mixed precision: no, bf16 or fp16; a CPU has no fp16
+    cache:Path = Path('~/.cache/atr_nb') # encoder features: safe to delete, they are computed again
+    runs:Path = Path('~/.local/share/atr_nb/runs') # trained models and their records: without them, everything is trained again
     data:Path = Path('data') # where AudioCaps and Clotho live
     out:Path = Path('reports') # where tables, figures and run records go
     force:bool = False # run again what has been run already
@@ -68,11 +70,11 @@ def _plain(value, root:Path): # what JSON and a reader can take
 _datasets = ('scenes-sparse', 'scenes-dense', 'audiocaps', 'clotho')
 
 def _one_of(*names): return (lambda v: v in names), 'one of ' + ', '.join(names)
-def _at_least(n, note=''): return (lambda v: v >= n), f'a whole number, {n} or more{note}'
+def _whole(least, most, note=''): return (lambda v: least <= v <= most), f'a whole number from {least:,} to {most:,}{note}'
 def _distinct(v): return len(set(v)) == len(v) > 0
 
-_size = _at_least(0, ' (0 means all)')
-_seeds = (lambda v: _distinct(v) and min(v) >= 0), 'one or more different whole numbers, such as 0,1,2'
+_size = _whole(0, 10**8, ' (0 means all of audiocaps or clotho; scenes need a number)')
+_seeds = (lambda v: _distinct(v) and 0 <= min(v) <= max(v) < 2**63), 'one or more different whole numbers below 2**63, such as 0,1,2'
 _path = (lambda v: v is not None and not v.is_file()), 'a folder'
 _yes_no = (lambda v: True), 'yes or no'
 _rules = dict(
@@ -81,10 +83,11 @@ _rules = dict(
     train_size=_size, val_size=_size, test_size=_size,
     audio_encoder=_one_of('aisfx', 'cnn10', 'cnn14', 'resnet38'), audio_weights=(lambda v: True, 'the path of a file'),
     text_encoder=(bool, 'minilm, tiny, a model name or a folder'), finetune=_yes_no,
-    width=_at_least(1), batch_size=_at_least(2), epochs=_at_least(1), token_epochs=_at_least(0, ' (0 means as many as epochs)'), lr_step=_at_least(1), patience=_at_least(0, ' (0 means never stop early)'),
+    width=_whole(1, 10**5), batch_size=_whole(2, 10**6), epochs=_whole(1, 10**6), lr_step=_whole(1, 10**6),
+    token_epochs=_whole(0, 10**6, ' (0 means as many as epochs)'), patience=_whole(0, 10**6, ' (0 means never stop early)'),
     learning_rate=(lambda v: isfinite(v) and v > 0, 'a number above 0'), seeds=_seeds, ablation_seeds=_seeds,
     device=(lambda v: re.fullmatch(r'auto|cpu|mps|cuda(:\d+)?', v), 'auto, cpu, mps, cuda or cuda:N'), precision=_one_of('no', 'bf16', 'fp16'),
-    cache=_path, data=_path, out=_path, force=_yes_no)
+    cache=_path, runs=_path, data=_path, out=_path, force=_yes_no)
 
 # %% ../nbs/00_settings.ipynb #73d34014
 _words = {'yes':True, 'true':True, 'on':True, '1':True, 'no':False, 'false':False, 'off':False, '0':False}
@@ -126,7 +129,7 @@ def profiles(ini:Path|None=None # default: the one `find_ini` finds
     "The profiles of a settings.ini, with what they inherit from [DEFAULT]"
     ini = ini or find_ini()
     parser = ConfigParser(interpolation=None)
-    try: parser.read(ini, encoding='utf-8')
+    try: parser.read(ini, encoding='utf-8-sig')
     except (IniError, UnicodeDecodeError) as e: raise ValueError(f'{ini} cannot be read: {e}') from e
     found = {name: dict(parser[name]) for name in parser.sections()}
     known = [k for k in _types if k != 'profile']
@@ -147,17 +150,21 @@ def load(
     if not isinstance(profile, str) or profile not in found: raise ValueError(f'unknown profile {profile!r}{suggest(profile, list(found))}')
     for key in overrides:
         if key not in _types: raise ValueError(f'unknown parameter {key!r}{suggest(key, list(_types))}')
-    values = {k: _checked(k, v, root) for k, v in dict(cache=Settings.cache, data=Settings.data, out=Settings.out).items()}
+    values = {k: _checked(k, getattr(Settings, k), root) for k in ('cache', 'runs', 'data', 'out')}
     values |= {k: _checked(k, v, root, f'{ini} [{profile}]: ') for k, v in found[profile].items()}
-    if env := os.environ.get('ATR_NB_CACHE'): values['cache'] = _checked('cache', env, root, 'environment ATR_NB_CACHE: ')
+    for k, name in (('cache', 'ATR_NB_CACHE'), ('runs', 'ATR_NB_RUNS')):
+        if env := os.environ.get(name): values[k] = _checked(k, env, root, f'environment {name}: ')
     values |= {k: _checked(k, v, root) for k, v in overrides.items() if v is not None}
     return Settings(profile=profile, root=root, **values)
 
 # %% ../nbs/00_settings.ipynb #6b235fea
+def _imported(value)->bool: # or the settings; `annotations` is what its import from __future__ leaves
+    return callable(value) or isinstance(value, (ModuleType, type(annotations), Settings))
+
 def from_parameters(
     namespace:dict, # the notebook's `globals()`, right after its parameters cell
     )->Settings:
-    "Take each plain public value of a notebook as a parameter; an unknown name is a ValueError with the nearest known one."
-    plain = (str, int, float, list, tuple, dict, Path)
-    given = {k: v for k, v in namespace.items() if not k.startswith('_') and k not in ('In', 'Out') and isinstance(v, plain)}
+    "Take each public value of a notebook as a parameter; an unknown name is a ValueError with the nearest known one."
+    own = {k: v for k, v in namespace.items() if not k.startswith('_') and k not in ('In', 'Out')}
+    given = {k: v for k, v in own.items() if not _imported(v)}
     return load(given.pop('profile', None), **given)

@@ -9,7 +9,7 @@ from nbformat import write
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 os.environ['HF_HUB_OFFLINE'] = '1'
-os.environ.pop('ATR_NB_CACHE', None)
+for name in ('ATR_NB_CACHE', 'ATR_NB_RUNS'): os.environ.pop(name, None)
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -33,7 +33,7 @@ def cpu_seconds():
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     "A folder with settings.ini and room for reproduction notebooks; the working directory while the test runs."
-    (tmp_path/'settings.ini').write_text('[DEFAULT]\nepochs = 1\n[embedded]\nwidth = 8\n[smoke]\nwidth = 4\nseeds = 0\n')
+    (tmp_path/'settings.ini').write_text('[DEFAULT]\nepochs = 1\ncache = cache\nruns = runs\n[embedded]\nwidth = 8\n[smoke]\nwidth = 4\nseeds = 0\n')
     (tmp_path/'nbs'/'reproduce').mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -181,7 +181,9 @@ def test_settings(project, capsys):
 
 @pytest.mark.parametrize('name', list(cli.notebooks(ROOT/'nbs'/'reproduce')) or [pytest.param('', marks=pytest.mark.skip('no reproduction notebook yet'))])
 def test_reproduction_in_the_smoke_profile(name, tmp_path):
-    run = subprocess.run([*ATR, 'reproduce', '--profile', 'smoke', '--papers', name, '--out', str(tmp_path), '--set', f'cache={tmp_path/"cache"}'], cwd=ROOT, capture_output=True, text=True)
+    folders = [f'--set={key}={tmp_path/key}' for key in ('cache', 'runs')]
+    run = subprocess.run([*ATR, 'reproduce', '--profile', 'smoke', '--papers', name, '--out', str(tmp_path), *folders],
+                         cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
     written = {p.name for p in (tmp_path/'smoke'/name).iterdir()}
     assert written >= {'runs.jsonl', 'tables.md', 'tables.csv', 'claims.json', 'figures', 'notebook.ipynb'}

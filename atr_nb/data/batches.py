@@ -4,7 +4,7 @@
 
 # %% ../../nbs/data/15_batches.ipynb #b5f0d949
 from __future__ import annotations
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import Protocol
 import numpy as np

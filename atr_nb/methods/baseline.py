@@ -5,7 +5,6 @@
 # %% ../../nbs/methods/60_baseline.ipynb #81f4c5ed
 from __future__ import annotations
 from functools import partial
-import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
 from ..alignment.tokens import late_interaction, unit

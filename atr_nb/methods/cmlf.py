@@ -4,11 +4,10 @@
 
 # %% ../../nbs/methods/61_cmlf.ipynb #0ea0f266
 from __future__ import annotations
-import math
 from torch import nn, Tensor
 from .baseline import Baseline
 from ..model import Encoded, RetrievalModel
-from ..training.curriculum import samplers # a run of this method depends on how batches are mined
+from ..training.curriculum import samplers # noqa: F401 # a run of this method depends on how batches are mined
 from ..training.losses import nt_xent
 from ..training.recipe import Recipe, Stage
 

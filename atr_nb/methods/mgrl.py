@@ -4,7 +4,6 @@
 
 # %% ../../nbs/methods/62_mgrl.ipynb #8c4ba78a
 from __future__ import annotations
-import torch
 from torch import nn, Tensor
 from ..alignment.pooling import pooling, SizeAugmented
 from ..alignment.tokens import GRAINS, unit
