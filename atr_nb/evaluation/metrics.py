@@ -5,11 +5,13 @@
 # %% ../../nbs/evaluation/40_metrics.ipynb #196d8e8a
 from __future__ import annotations
 from typing import NamedTuple
+import hashlib
+import numpy as np
 import torch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['Place', 'places', 'ranks', 'hits', 'ap_single', 'ap_several', 'retrieval_metrics']
+__all__ = ['Place', 'places', 'ranks', 'hits', 'packed', 'ranks_hash', 'ap_single', 'ap_several', 'retrieval_metrics']
 
 # %% ../../nbs/evaluation/40_metrics.ipynb #c78acc27
 def _checked(scores:Tensor, clip_of_caption:Tensor)->tuple[Tensor, Tensor]:
@@ -101,6 +103,18 @@ def hits(
     "Recall at `k` of every single query in percent; the mean over queries is R@k."
     t2a, a2t = places(scores, clip_of_caption)
     return 100 * t2a.hit(k).float(), 100 * a2t.hit(k).float()
+
+# %% ../../nbs/evaluation/40_metrics.ipynb #679fba82
+def packed(place:Place)->np.ndarray: # ahead, tied and own as int32 (3, queries)
+    "Places as they are stored."
+    return torch.stack(place).int().cpu().numpy()
+
+def ranks_hash(
+    t2a:np.ndarray, # from `packed` (3, captions)
+    a2t:np.ndarray, # from `packed` (3, clips)
+    )->str: # 64 hexadecimal digits
+    "What a record says under `ranks`: the sha256 of its run's places."
+    return hashlib.sha256(t2a.tobytes() + a2t.tobytes()).hexdigest()
 
 # %% ../../nbs/evaluation/40_metrics.ipynb #ffea7367
 def ap_single(

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/results/70_runs.ipynb #c5ce883b
 from __future__ import annotations
-import ast, copy, hashlib, importlib.util, json, os, platform, re, resource, subprocess, sys, time
+import copy, json, os, platform, re, resource, subprocess, sys, time, warnings
 from dataclasses import asdict
 from functools import cached_property, lru_cache
 from importlib.metadata import version
@@ -15,78 +15,23 @@ from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from ..data.batches import Pairs, Tokens, Waveforms
-from ..data.datasets import AudioCaps, Clips, Clotho
+from ..data.datasets import Clips
 from ..data.features import audio_features, text_features
-from ..data.scenes import FORMS, Scenes
 from ..encoders.tower import Precomputed
-from ..evaluation.metrics import places, retrieval_metrics
+from ..evaluation.metrics import packed, places, ranks_hash, retrieval_metrics
 from ..evaluation.scoring import encode_all, evaluate
-from ..files import save_arrays, sealed
+from ..files import (BLANK, Damaged, atomic, check as check_file, code_hash, hash_json, intact, load_arrays, load_json,
+    save_arrays, save_json, seal, sealed, write_file)
 from ..methods import create
 from ..model import RetrievalModel
-from .tables import packed, ranks_hash
+from .opening import check, open_encoders, open_split
 from ..settings import Settings
-from ..training.checkpoints import atomic, load_weights
+from ..training.checkpoints import CheckpointError, load_weights
 from ..training.recipe import Recipe, Stage
-from ..training.trainer import fit
+from ..training.trainer import fit, open_device
 
 # %% auto #0
-__all__ = ['open_split', 'open_encoders', 'code_hash', 'commit', 'versions', 'device_name', 'peak_memory_mb', 'Workbench',
-           'run_name', 'Records', 'Lab']
-
-# %% ../../nbs/results/70_runs.ipynb #5edf4854
-def open_split(settings:Settings, dataset:str, split:str)->Clips: # split: train, val or test
-    "The clips of one split, as many as the settings ask for."
-    size = getattr(settings, f'{split}_size')
-    if dataset.startswith('scenes-'):
-        form = dataset.removeprefix('scenes-')
-        return Scenes(form, split, size // FORMS[form].train_captions if split == 'train' else size)
-    if size: raise ValueError(f'{split}_size={size}: {dataset} is used whole, so that its splits are those of the papers; set it to 0')
-    return {'audiocaps': AudioCaps, 'clotho': Clotho}[dataset](settings.data/dataset, split)
-
-def open_encoders(settings:Settings)->tuple: # (audio encoder, text encoder)
-    "The encoders that the settings name, in float32 on the CPU."
-    from atr_nb.encoders.aisfx import Aisfx
-    from atr_nb.encoders.panns import Cnn10, Cnn14, ResNet38, load_panns
-    from atr_nb.encoders.text import TextEncoder
-    if settings.audio_encoder == 'aisfx': audio = Aisfx()
-    else:
-        audio = {'cnn10': Cnn10, 'cnn14': Cnn14, 'resnet38': ResNet38}[settings.audio_encoder]()
-        if settings.audio_weights: load_panns(settings.audio_weights, audio)
-    return audio, TextEncoder(settings.text_encoder)
-
-# %% ../../nbs/results/70_runs.ipynb #352a88e1
-def _source(module:str)->Path|None:
-    spec = importlib.util.find_spec(module)
-    return Path(spec.origin) if spec and spec.origin else None
-
-def _tree(path:Path)->ast.Module:
-    "A module's syntax tree without docstrings."
-    tree = ast.parse(path.read_text())
-    for node in ast.walk(tree):
-        body = getattr(node, 'body', None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant): node.body = body[1:]
-    return tree
-
-def _imports(tree:ast.Module, module:str)->set[str]:
-    "The package's own modules that a module imports."
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom):
-            base = '.'.join(module.split('.')[:-node.level]) + ('.' if node.module else '') + (node.module or '') if node.level else node.module
-            if base.startswith('atr_nb'): found.add(base)
-    return found
-
-@lru_cache(maxsize=None)
-def code_hash(module:str)->str: # 16 hex digits
-    "Hash of a module of this package and of all it imports from the package, comments and docstrings aside."
-    todo, done = [module], {}
-    while todo:
-        name = todo.pop()
-        if name in done or (path := _source(name)) is None: continue
-        tree = _tree(path); done[name] = ast.dump(tree)
-        todo += _imports(tree, name if path.name != '__init__.py' else name + '.__init__')
-    return hashlib.sha256(json.dumps(sorted(done.items())).encode()).hexdigest()[:16]
+__all__ = ['commit', 'versions', 'device_name', 'peak_memory_mb', 'Workbench', 'run_name', 'check_run', 'Records', 'Lab']
 
 # %% ../../nbs/results/70_runs.ipynb #0008e0c3
 def _git(*args)->str:
@@ -117,8 +62,9 @@ def peak_memory_mb(device:torch.device)->int:
 class Workbench:
     "The datasets, encoders, features and untrained models of one `Settings`."
     def __init__(self, settings:Settings):
+        check(settings)
         self.settings, self._splits = settings, {}
-        self.device = torch.device(settings.device if settings.device != 'auto' else 'cuda' if torch.cuda.is_available() else 'cpu')
+        self.device = open_device(settings.device, settings.precision)
 
     @cached_property
     def encoders(self)->tuple: return open_encoders(self.settings)
@@ -137,10 +83,10 @@ class Workbench:
 
     def open_pairs(self, clips:Clips)->Pairs:
         "Pairs of any clips: cached features where the encoders are frozen, waveforms and token ids where they are fine-tuned."
-        audio, text = self.encoders
-        if self.settings.finetune: inputs = Waveforms(clips, audio.sample_rate), Tokens(clips.flat_captions, text)
-        else: inputs = (audio_features(clips, audio.folded(), self.settings.cache, device=self.device),
-                        text_features(clips.flat_captions, text, self.settings.cache, device=self.device))
+        (audio, text), s = self.encoders, self.settings
+        if s.finetune: inputs = Waveforms(clips, audio.sample_rate), Tokens(clips.flat_captions, text)
+        else: inputs = (audio_features(clips, audio.folded(), s.cache, device=self.device, force=s.force),
+                        text_features(clips.flat_captions, text, s.cache, device=self.device, force=s.force))
         return Pairs(*inputs, clips.clip_of_caption, clips)
 
     def model(self, method:str, options:dict, seed:int)->RetrievalModel:
@@ -160,16 +106,16 @@ class Workbench:
 # %% ../../nbs/results/70_runs.ipynb #750e1041
 def run_name(identity:dict)->str: # 16 hex digits
     "The hash that addresses a run."
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    return hash_json(identity)[:16]
 
-def _identity(bench:Workbench, dataset:str, method:str, options:dict, recipe:Recipe, seed:int, extra:dict)->dict:
-    audio, text = bench.encoders
-    return dict(dataset=dataset, data={s: bench.clips(dataset, s).manifest_hash for s in ('train', 'val', 'test')},
-        audio=audio.fingerprint(), text=text.fingerprint(), finetune=bench.settings.finetune, precision=bench.settings.precision, width=bench.settings.width,
+def _identity(bench:Workbench, dataset:str, method:str, options:dict, recipe:Recipe, seed:int, samplers:dict, extra:dict)->dict:
+    s, (audio, text) = bench.settings, bench.encoders
+    return dict(dataset=dataset, data={part: bench.clips(dataset, part).manifest_hash for part in ('train', 'val', 'test')},
+        audio=audio.fingerprint(), text=text.fingerprint(), finetune=s.finetune, precision=s.precision, width=s.width,
         method=method, options=options, recipe=asdict(recipe), seed=seed, extra=extra, device=bench.device.type,
-        code=[code_hash(f'atr_nb.methods.{method}'), code_hash('atr_nb.training.trainer')])
+        code=code_hash('atr_nb.results.runs', f'atr_nb.methods.{method}', *map(type, samplers.values())))
 
-def _measure(test:Pairs, scores:Tensor, metrics:dict)->tuple[dict, dict]: # (fields of the record, ranks)
+def _measure(test:Pairs, scores:Tensor, metrics:dict)->tuple[dict, dict]: # (fields of the record, places)
     "What is written down about a score matrix (clips, captions) of a test split."
     t2a, a2t = map(packed, places(scores, test.clip_of_caption))
     fields = dict(metrics=metrics, n_clips=len(test.clips), n_captions=len(test), ids_sha256=test.clips.ids_sha256)
@@ -189,17 +135,40 @@ def _make_run(bench:Workbench, folder:Path, identity:dict, recipe:Recipe, sample
     started = time.perf_counter()
     test = bench.pairs(dataset, 'test')
     measured, order = _measure(test, *evaluate(model, test))
-    with atomic(folder/'ranks.npz') as part, open(part, 'wb') as f: np.savez_compressed(f, **order)
+    save_arrays(folder/'ranks.npz', **order)
     record = dict(run=folder.name, dataset=dataset, split='test', seed=identity['seed'], **measured,
         n_parameters=sum(p.numel() for p in model.parameters()), **_circumstances(bench, trained['seconds'] + time.perf_counter() - started))
-    with atomic(folder/'identity.json') as part: part.write_text(json.dumps(identity, indent=1))
-    with atomic(folder/'record.json') as part: part.write_text(json.dumps(record))
+    save_json(folder/'identity.json', identity)
+    save_json(folder/'record.json', record)
 
 # %% ../../nbs/results/70_runs.ipynb #d7ed9b44
 def _forget(folder:Path)->None:
     "Delete what a run left, so that it is made again."
     for f in folder.iterdir():
         if f.name != 'lock': f.unlink()
+
+def check_run(
+    record:Path, # record.json of a run
+    )->None:
+    "Compare all that a finished run left with its checksums. `Damaged` names the file; FileNotFoundError if the run is not finished."
+    found, readers = load_json(record), {'.json': load_json, '.npz': check_file, '.safetensors': check_file}
+    for name in ('ranks.npz', 'identity.json', 'result.json', 'best.safetensors'):
+        if not record.with_name(name).is_file(): raise Damaged(f'{record.with_name(name)} is gone')
+    for file in sorted(record.parent.iterdir()):
+        if file.suffix in readers: readers[file.suffix](file)
+    if ranks_hash(**load_arrays(record.with_name('ranks.npz'))) != found['ranks']:
+        raise Damaged(f"{record.with_name('ranks.npz')} is damaged (it belongs to another run than {record.name})")
+
+# %% ../../nbs/results/70_runs.ipynb #4acd21d8
+def _ensure_run(bench:Workbench, folder:Path, identity:dict, recipe:Recipe, samplers:dict, force:bool)->None:
+    "Make a run, or finish it, unless it is there as a whole."
+    if not force and intact(folder/'record.json', check_run): return
+    if force or (folder/'record.json').exists(): _forget(folder)
+    try: _make_run(bench, folder, identity, recipe, samplers)
+    except CheckpointError as e: # of a run that was cut
+        warnings.warn(f'{e} This happens now.')
+        _forget(folder)
+        _make_run(bench, folder, identity, recipe, samplers)
 
 # %% ../../nbs/results/70_runs.ipynb #28bd2805
 class Records(Workbench):
@@ -216,7 +185,7 @@ class Records(Workbench):
         test = self.pairs(dataset, 'test')
         measured, order = _measure(test, scores, retrieval_metrics(scores, test.clip_of_caption))
         of = of or dict(run='', seed=0, n_parameters=0)
-        name = run_name(dict(row=row, dataset=dataset, data=test.clips.manifest_hash, of=of['run']))
+        name = run_name(dict(row=row, dataset=dataset, data=test.clips.manifest_hash, of=of['run'], ranks=measured['ranks']))
         record = dict(run=name, dataset=dataset, split='test', seed=of['seed'], **measured, n_parameters=of['n_parameters'], **_circumstances(self, 0.))
         self._ranks[record['run']] = order
         return self._note(table, row, record)
@@ -251,7 +220,7 @@ class Records(Workbench):
             arrays[f'{dataset}_group'] = np.asarray(getattr(clips, 'families', range(len(clips))))
         save_arrays(self.folder/'ranks.npz', **arrays)
         lines = [json.dumps(sealed(r)) + '\n' for r in self.records]
-        with atomic(self.folder/'runs.jsonl') as part: part.write_text(''.join(lines))
+        write_file(self.folder/'runs.jsonl', ''.join(lines))
         return self.folder
 
 # %% ../../nbs/results/70_runs.ipynb #bf8e101f
@@ -269,43 +238,46 @@ class Lab(Records):
         extra:dict|None=None, # whatever else determines the run, such as what the samplers were made from
         )->dict: # the record
         "Make the run, or find it where it was made before; note its record under `table` and `row`."
-        recipe = recipe or self.recipe()
-        identity = _identity(self, dataset, method, options or {}, recipe, seed, extra or {})
-        folder = self.settings.cache/'runs'/run_name(identity)
+        recipe, samplers = recipe or self.recipe(), samplers or {}
+        identity = _identity(self, dataset, method, options or {}, recipe, seed, samplers, extra or {})
+        folder = self.settings.runs/run_name(identity)
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder/'lock'):
-            if self.settings.force and folder.name not in self._ranks: _forget(folder)
-            if not (folder/'record.json').exists(): _make_run(self, folder, identity, recipe, samplers)
-            record = json.loads((folder/'record.json').read_text())
-            with np.load(folder/'ranks.npz') as z: self._ranks[folder.name] = dict(z)
+            force = self.settings.force and folder.name not in self._ranks # once
+            _ensure_run(self, folder, identity, recipe, samplers, force)
+            record = load_json(folder/'record.json')
+            self._ranks[folder.name] = load_arrays(folder/'ranks.npz')
         return self._note(table, row, record)
 
     def trained(self, record:dict, weights:str='best')->RetrievalModel:
         "The trained model of a record, in eval mode; `weights='stage1'` is how it was after its first stage."
-        folder = self.settings.cache/'runs'/record['run']
-        identity = json.loads((folder/'identity.json').read_text())
+        folder = self.settings.runs/record['run']
+        identity = load_json(folder/'identity.json')
         model = self.model(identity['method'], identity['options'], identity['seed']).to(self.device)
         return load_weights(folder/f'{weights}.safetensors', model, record['run']).eval()
 
     def after(self, stage:int, table:str, row:str, record:dict)->dict: # a record of its own
         "Measure a run as it was after one of its stages, counted from 1."
-        folder, test = self.settings.cache/'runs'/record['run'], self.pairs(record['dataset'], 'test')
+        folder, test = self.settings.runs/record['run'], self.pairs(record['dataset'], 'test')
         file, name = folder/f'stage{stage}.json', f"{record['run']}-stage{stage}"
-        if not file.exists():
+        if not (intact(file, load_json) and intact(file.with_suffix('.npz'))):
             measured, order = _measure(test, *evaluate(self.trained(record, f'stage{stage}'), test))
-            with atomic(folder/f'stage{stage}.npz') as part, open(part, 'wb') as f: np.savez_compressed(f, **order)
-            with atomic(file) as part: part.write_text(json.dumps(measured))
-        with np.load(folder/f'stage{stage}.npz') as z: self._ranks[name] = dict(z)
+            save_arrays(file.with_suffix('.npz'), **order)
+            save_json(file, measured)
+        self._ranks[name] = load_arrays(file.with_suffix('.npz'))
         seconds = sum(line['seconds'] for line in self.history(record) if line['stage'] <= stage)
-        record = {k: v for k, v in record.items() if k not in ('table', 'row')} | json.loads(file.read_text())
+        record = {k: v for k, v in record.items() if k not in ('table', 'row')} | load_json(file)
         return self._note(table, row, record | dict(run=name, seconds=round(seconds, 1)))
 
     def pooled(self, record:dict, split:str='train')->tuple[Tensor, Tensor]: # (clips, d), (captions, d)
         "The pooled vectors that a record's model gives to the clips and captions of a split; computed once."
-        file = self.settings.cache/'runs'/record['run']/f'pooled-{split}.safetensors'
-        if not file.exists():
+        file = self.settings.runs/record['run']/f'pooled-{split}.safetensors'
+        if not intact(file):
             audio, text = encode_all(self.trained(record), self.pairs(record['dataset'], split))
-            with atomic(file) as part: save_file(dict(audio=audio.pooled.contiguous(), text=text.pooled.contiguous()), part)
+            vectors = dict(audio=audio.pooled.contiguous(), text=text.pooled.contiguous())
+            with atomic(file) as part:
+                save_file(vectors, part, metadata=dict(checksum=BLANK))
+                seal(part)
         vectors = load_file(file)
         return vectors['audio'], vectors['text']
 
@@ -315,4 +287,4 @@ class Lab(Records):
 
     def history(self, record:dict)->list[dict]:
         "A line per epoch: stage, epoch, learning rate, losses, validation metrics, score."
-        return json.loads((self.settings.cache/'runs'/record['run']/'result.json').read_text())['history']
+        return load_json(self.settings.runs/record['run']/'result.json')['history']

@@ -4,21 +4,20 @@
 
 # %% ../../nbs/results/72_tables.ipynb #b2e94014
 from __future__ import annotations
-import hashlib, json, math, re
+import json, math, re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np, pandas as pd, torch
-from ..evaluation.metrics import Place
+from ..evaluation.metrics import Place, ranks_hash
 from ..evaluation.significance import paired_bootstrap, verdict
 from ..files import Damaged, load_arrays, unsealed, write_file
 from .published import DATASETS
 
 # %% auto #0
 __all__ = ['KEYS', 'AGAIN', 'SHOWN', 'EMBEDDED', 'OWN', 'HEADINGS', 'SAYS', 'ABOUT', 'LOOKS', 'load_records', 'load_ranks',
-           'packed', 'ranks_hash', 'place_of', 'summarise', 'signed', 'duration', 'provenance', 'Cell', 'Table',
-           'table', 'write_tables', 'Claim', 'judge', 'overall', 'Verdicts', 'judge_all', 'claims_figure',
-           'write_claims', 'load_claims']
+           'place_of', 'summarise', 'signed', 'duration', 'provenance', 'Cell', 'Table', 'table', 'write_tables',
+           'Claim', 'judge', 'overall', 'Verdicts', 'judge_all', 'claims_figure', 'write_claims', 'load_claims']
 
 # %% ../../nbs/results/72_tables.ipynb #d182de9e
 KEYS = ('run', 'profile', 'paper', 'table', 'row', 'dataset', 'split', 'seed', 'metrics', 'ranks', 'n_clips',
@@ -69,17 +68,6 @@ def load_ranks(
     except Damaged as e: raise Damaged(f'{e}; delete it and run the notebook again') from None
 
 # %% ../../nbs/results/72_tables.ipynb #70a1a5c8
-def packed(place:Place)->np.ndarray: # ahead, tied and own as int32 (3, queries)
-    "Places as `ranks.npz` keeps them."
-    return torch.stack(place).int().cpu().numpy()
-
-def ranks_hash(
-    t2a:np.ndarray, # from `packed` (3, captions)
-    a2t:np.ndarray, # from `packed` (3, clips)
-    )->str: # 64 hexadecimal digits
-    "What a record says under `ranks`: the sha256 of its run's places."
-    return hashlib.sha256(t2a.tobytes() + a2t.tobytes()).hexdigest()
-
 def place_of(
     ranks:dict, # from `load_ranks`
     record:dict, # of the run
