@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from atr_nb.data.batches import Pairs, RandomBatches
 from atr_nb.data.features import Features
 from atr_nb.model import Encoded, RetrievalModel
+from atr_nb import files
 from atr_nb.training import checkpoints, trainer
 from atr_nb.training.checkpoints import CheckpointError, load_checkpoint, load_weights, save_weights
 from atr_nb.training.losses import nt_xent
@@ -132,7 +133,7 @@ def test_dying_at_every_write(tmp_path, reference, monkeypatch, after):
             replace(a, b)
             if calls == n + 1: raise Died
         with monkeypatch.context() as m:
-            m.setattr(checkpoints.os, 'replace', die)
+            m.setattr(files.os, 'replace', die)
             try: train(folder); break
             except Died: died += 1
         begun = (folder/'state.pt').exists() or (folder/'result.json').exists() # then nothing of the new model may matter
@@ -141,7 +142,7 @@ def test_dying_at_every_write(tmp_path, reference, monkeypatch, after):
 
 
 def test_half_written_file_beside_is_harmless(tmp_path, reference):
-    (tmp_path/'state.pt.part').write_bytes(b'half a checkpoi')
+    (tmp_path/'state.pt.0123abcd.part').write_bytes(b'half a checkpoi')
     result = train(tmp_path)
     assert_same_run(tmp_path, result, reference)
 

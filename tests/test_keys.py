@@ -1,0 +1,143 @@
+"Every key covers the code that makes what it addresses: an edit that can change a number changes it, a better sentence does not."
+import ast
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from atr_nb import files
+from atr_nb.data.features import feature_facts
+from atr_nb.data.scenes import Scenes
+from atr_nb.encoders.aisfx import Aisfx
+from atr_nb.encoders.text import TextEncoder
+from atr_nb.files import hash_json
+from atr_nb.results import runs
+from atr_nb.settings import load
+from atr_nb.training.curriculum import MinedBatches
+from atr_nb.training.recipe import Recipe, Stage
+
+ROOT = Path(__file__).resolve().parent.parent
+SOUND = 'data.audio data.datasets data.scenes'.split()
+FEATURES = SOUND + 'data.features encoders.panns encoders.aisfx model'.split()
+WORDS = 'data.features data.captions encoders.text model'.split()
+RUN = FEATURES + WORDS + ('data.batches encoders.tower alignment.pooling alignment.tokens evaluation.metrics evaluation.scoring methods.mgrl '
+    'training.losses training.recipe training.checkpoints training.trainer training.curriculum results.opening results.runs').split()
+
+
+@pytest.fixture(scope='module')
+def parts():
+    scenes = Scenes('sparse', 'val', 8)
+    ear, voice = Aisfx(), TextEncoder('tiny')
+    ear.fingerprint(), voice.fingerprint()
+    return scenes, ear, voice
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    "A copy of the package, which the hashes look at"
+    shutil.copytree(ROOT/'atr_nb', tmp_path/'atr_nb', ignore=shutil.ignore_patterns('__pycache__', 'assets'))
+    monkeypatch.setattr(files, 'PACKAGE', tmp_path/'atr_nb')
+    files._module.cache_clear()
+    yield tmp_path/'atr_nb'
+    files._module.cache_clear()
+
+
+def keys(parts):
+    "The keys of a manifest, of features of sound and of words, and of a run"
+    files._module.cache_clear()
+    scenes, ear, voice = parts
+    for name in ('manifest_hash', 'sound_hash'): vars(scenes).pop(name, None)
+    bench = SimpleNamespace(settings=replace(load('smoke'), root=ROOT), encoders=(ear, voice), clips=lambda dataset, split: scenes, device=torch.device('cpu'))
+    identity = runs._identity(bench, 'scenes-sparse', 'mgrl', {}, Recipe(Stage(1)), 0, {'hard': object.__new__(MinedBatches)}, {})
+    return dict(manifest=scenes.manifest_hash, sound=hash_json(feature_facts('audio', scenes.sound_hash, ear, 'float16')),
+                words=hash_json(feature_facts('text', 'captions', voice, 'float16')), run=runs.run_name(identity))
+
+
+def constants(path):
+    "The numbers in a module's code, or its strings if there are none; those in the wording of errors aside"
+    tree = ast.parse(path.read_text())
+    told = {id(n) for r in ast.walk(tree) if isinstance(r, ast.Raise) for n in ast.walk(r)}
+    found = [n for n in ast.walk(tree) if isinstance(n, ast.Constant) and id(n) not in told]
+    numbers = [n for n in found if type(n.value) in (int, float)]
+    strings = [n for n in found if n.value in ('  ', ' ')]
+    return sorted(numbers or strings, key=lambda n: (n.lineno, n.col_offset))
+
+
+def change(path, number):
+    lines = path.read_text().splitlines(keepends=True)
+    line = lines[number.lineno - 1].encode() # columns count bytes
+    lines[number.lineno - 1] = (line[:number.col_offset] + repr(number.value + type(number.value)(1)).encode() + line[number.end_col_offset:]).decode()
+    path.write_text(''.join(lines))
+
+
+@pytest.mark.parametrize('module', dict.fromkeys(RUN))
+def test_a_constant_changes_the_keys(package, parts, module):
+    path = package.joinpath(*module.split('.')).with_suffix('.py')
+    before, text, numbers = keys(parts), path.read_text(), constants(path)
+    assert numbers, 'no constant to change'
+    for number in (numbers[0], numbers[-1]):
+        change(path, number)
+        after = keys(parts)
+        path.write_text(text)
+        expected = {k for k, modules in dict(manifest=SOUND, sound=FEATURES, words=WORDS, run=RUN).items() if module in modules}
+        assert expected <= {k for k in before if before[k] != after[k]}, f'line {number.lineno}'
+
+
+@pytest.mark.parametrize('module', dict.fromkeys(RUN))
+def test_a_sentence_does_not(package, parts, module):
+    path = package.joinpath(*module.split('.')).with_suffix('.py')
+    before, text = keys(parts), path.read_text()
+    docs = [n.body[0] for n in ast.walk(ast.parse(text)) if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(n)]
+    lines = text.splitlines(keepends=True)
+    if docs: lines[docs[-1].lineno - 1] = lines[docs[-1].lineno - 1].replace('"', '"Better: ', 1) if '"""' not in lines[docs[-1].lineno - 1] else lines[docs[-1].lineno - 1]
+    path.write_text(''.join(['"Another first line"\n', *lines[1:], '\n# and a remark\n']) if lines[0].startswith('"""') else text + '\n# and a remark\n')
+    assert path.read_text() != text and keys(parts) == before
+
+
+def test_every_module_that_can_change_a_number_is_tried():
+    aside = 'settings cli pages files __init__ _modidx results.tables results.report results.published evaluation.significance methods.__init__ '
+    aside += 'methods.baseline methods.cmlf encoders.patches' # those of other runs
+    modules = {'.'.join(p.relative_to(ROOT/'atr_nb').with_suffix('').parts) for p in (ROOT/'atr_nb').rglob('*.py')}
+    modules = {m for m in modules if not m.endswith('.__init__')}
+    assert modules - set(aside.split()) == set(RUN)
+
+
+def test_weights_assets_and_vocabulary_count(parts):
+    _, ear, voice = parts
+    before = ear.fingerprint(), voice.fingerprint()
+    other = Aisfx()
+    with torch.no_grad(): other.conv_block1.conv1.weight[0, 0, 0, 0] += 1e-3
+    assert other.fingerprint() != before[0]
+    other = Aisfx()
+    other.spectrogram.window[7] += 1e-3 # no part of the checkpoint
+    assert other.fingerprint() != before[0]
+    other = TextEncoder('tiny')
+    other.tokenizer.add_tokens(['jackhammer'])
+    assert other.fingerprint() != before[1]
+
+
+@pytest.mark.parametrize('module, old, new', [
+    ('encoders/panns', 'm.mean(3)', 'm.amax(3)'), ('data/scenes', 'freq/900', 'freq/1500'), ('data/scenes', '0.1 / blocks', '0.2 / blocks')])
+def test_edits_that_left_every_key_as_it_was(package, parts, module, old, new):
+    path = (package/module).with_suffix('.py')
+    assert path.read_text().count(old) == 1
+    before = keys(parts)
+    path.write_text(path.read_text().replace(old, new))
+    after = keys(parts)
+    assert before['sound'] != after['sound'] and before['run'] != after['run']
+
+
+def test_through_a_copy_of_the_package(tmp_path):
+    "The same in a process that imports the edited copy"
+    shutil.copytree(ROOT/'atr_nb', tmp_path/'atr_nb', ignore=shutil.ignore_patterns('__pycache__', 'assets'))
+    script = 'from atr_nb.files import code_hash; print(code_hash("atr_nb.encoders.aisfx"))'
+    run = lambda: subprocess.run([sys.executable, '-c', script], env=os.environ | dict(PYTHONPATH=str(tmp_path)), capture_output=True, text=True, check=True)
+    before, path = run().stdout, tmp_path/'atr_nb'/'encoders'/'panns.py'
+    path.write_text(path.read_text().replace('m.mean(3)', 'm.amax(3)'))
+    assert run().stdout != before
