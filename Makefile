@@ -1,6 +1,6 @@
 # make reproduce   run the reproduction notebooks, render their tables into reports/
 #                  PROFILE=embedded PAPERS=all SEEDS=0,1 DEVICE=cpu OUT=reports FORCE=1, all optional
-# make test        every notebook as a test, then pytest
+# make test        undefined names, every notebook as a test, then pytest
 # make docs        the notebooks as a web site in _docs/
 # make lab         JupyterLab on the notebooks
 # make readme      README.md from nbs/index.ipynb
@@ -11,6 +11,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.stamp
+
+# A misspelt variable would be ignored, and everything run instead of a part. What the environment holds is not meant for us.
+KNOWN := PROFILE PAPERS SEEDS DEVICE OUT FORCE PYTHON
+GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
+UNKNOWN := $(sort $(filter-out $(KNOWN) MAKEFLAGS SHELL,$(GIVEN)))
+ifneq ($(UNKNOWN),)
+$(error unknown variable $(UNKNOWN); known are: $(KNOWN))
+endif
 
 .PHONY: help reproduce test docs lab readme export
 help:
@@ -28,6 +36,7 @@ reproduce: $(READY)
 # The notebooks in reproduce/ run with their smallest profile in tests/test_cli.py.
 test: export HF_HUB_OFFLINE = 1
 test: $(READY)
+	$(BIN)/ruff check --quiet --no-cache --select F atr_nb
 	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2 --timing --skip-folder-re '^([_.].*|reproduce|guides)$$'
 	$(BIN)/python -m pytest
 

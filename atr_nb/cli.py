@@ -5,13 +5,15 @@
 # %% ../nbs/80_cli.ipynb #8edd8e81
 from __future__ import annotations
 from argparse import ArgumentParser, HelpFormatter, Namespace
+from contextlib import contextmanager, suppress
 from pathlib import Path
-import os, re, sys, time
+import errno, hashlib, os, re, sys, time
+from .pages import read_notebook, readme, site
 from .settings import Settings, find_ini, load, suggest
 
 # %% auto #0
-__all__ = ['papers', 'notebooks', 'choose', 'Progress', 'tables', 'tidy', 'execute', 'parameters', 'reproduce', 'report',
-           'data_check', 'show', 'pages', 'parser', 'main']
+__all__ = ['papers', 'notebooks', 'choose', 'Progress', 'tables', 'tidy', 'alone', 'execute', 'parameters', 'told', 'reproduce',
+           'report', 'data_check', 'show', 'pages', 'parser', 'main']
 
 # %% ../nbs/80_cli.ipynb #76fd8f13
 papers = ('baseline', '3cmlf', 'mgrl', 'hci_ac', 'tha_dcr', 'diffatr')
@@ -35,21 +37,24 @@ def choose(
 
 # %% ../nbs/80_cli.ipynb #1e2de100
 class Progress:
-    "A bar over the code cells of all notebooks. Looks like a stream to papermill, which writes the kernel's error stream to it."
+    "A bar over the code cells of all notebooks. To papermill a stream, to which it writes the kernel's error stream."
     def __init__(self, total:int):
         from tqdm import tqdm
         self.live = sys.stderr.isatty() # in a log file, a line now and then will do
         self.bar = tqdm(total=total, dynamic_ncols=True, mininterval=0.1 if self.live else 30, maxinterval=30,
                         bar_format='{desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} cells, {elapsed}{postfix}')
-        self.name = self.heading = ''
+        self.notebook('')
 
-    def notebook(self, name:str): self.name, self.heading = name, ''
+    def notebook(self, name:str): self.name, self.heading, self.error = name, '', None
+
+    def say(self, text:str): self.bar.write(f'{self.name}: {text}', file=sys.stderr) # a line above the bar
 
     def cell_start(self, cell, cell_index):
         if cell.cell_type == 'markdown' and (h := re.search(r'^#+ +(.+)$', cell.source, re.M)): self.heading = h[1]
         self.bar.set_description_str(f'{self.name}: {self.heading}'[:44], refresh=self.live)
 
     def cell_done(self, cell, cell_index, execute_reply):
+        self.error = next((o for o in cell.get('outputs', []) if o.output_type == 'error'), None)
         for table in tables(cell): self.bar.write(f'\n{self.name}: {self.heading}\n\n{table}\n', file=sys.stdout)
         self.bar.set_postfix_str('', refresh=False)
         self.bar.update()
@@ -68,8 +73,11 @@ def tables(cell)->list[str]:
 # %% ../nbs/80_cli.ipynb #a7fa016a
 def tidy(nb):
     "Remove from an executed notebook what differs between two equal runs, in place"
+    given = nb.metadata.get('papermill', {}).get('parameters', {})
+    given = {k: v for k, v in given.items() if not str(v).startswith(('/', '~'))}
     nb.metadata.clear()
     nb.metadata.update(kernelspec=dict(display_name='Python 3', language='python', name='python3'))
+    if given: nb.metadata['papermill'] = dict(parameters=given)
     for cell in nb.cells:
         tags = cell.metadata.get('tags', [])
         cell.metadata.clear()
@@ -86,33 +94,60 @@ def _quiet(outputs): # no error stream; pieces of standard output that it separa
         else: kept.append(o)
     return kept
 
+# %% ../nbs/80_cli.ipynb #6358263f
+@contextmanager
+def alone(
+    folder:Path, # what two processes must not write at the same time
+    locks:Path, # the folder of the locks
+    say, # say(text) tells the user that somebody else is at it
+    ):
+    "Wait until no other process writes to `folder`, and keep others waiting meanwhile"
+    from filelock import FileLock, Timeout
+    locks.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(locks/hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16])
+    try: lock.acquire(timeout=0)
+    except Timeout:
+        say(f'waiting for another process that writes to {folder}')
+        lock.acquire()
+    try: yield
+    finally: lock.release()
+
 # %% ../nbs/80_cli.ipynb #bb979d4e
+def _papermill(notebook, running, parameters, progress, cwd):
+    from papermill import execute_notebook
+    import logging
+    for noisy in ('papermill', 'asyncio'): logging.getLogger(noisy).setLevel(logging.CRITICAL) # what matters is raised
+    execute_notebook(notebook, running, parameters, kernel_name='python3', language='python', cwd=cwd, start_timeout=180,
+                     extra_arguments=['--log-level=CRITICAL'], # kernels complain on our terminal otherwise
+                     progress_bar=False, stderr_file=progress,
+                     on_cell_start=progress.cell_start, on_cell_executed=progress.cell_done)
+
+def _settle(running:Path, target:Path)->None: # a notebook gets its real name
+    import nbformat
+    nbformat.write(tidy(nbformat.read(running, 4)), running)
+    os.replace(running, target)
+
 def execute(
     notebook:Path, # the reproduction notebook
     folder:Path, # where notebook.ipynb goes
     parameters:dict, # for its parameters cell
     progress:Progress,
     cwd:Path, # working directory of the kernel
+    locks:Path, # the folder of the locks
     )->Path: # the executed notebook
     "Run one notebook through papermill, put it in its place, or raise what went wrong"
-    from papermill import execute_notebook
-    import logging, nbformat
-    for noisy in ('papermill', 'asyncio'): logging.getLogger(noisy).setLevel(logging.CRITICAL) # what matters is raised as well
     folder.mkdir(parents=True, exist_ok=True)
     running, done, failed = (folder/f'notebook{kind}.ipynb' for kind in ('.running', '', '.failed'))
-    target = failed
-    try:
-        execute_notebook(notebook, running, parameters, kernel_name='python3', language='python', progress_bar=False, start_timeout=180, cwd=cwd,
-                         extra_arguments=['--log-level=CRITICAL'], # kernels complain on our terminal otherwise
-                         stderr_file=progress, on_cell_start=progress.cell_start, on_cell_executed=progress.cell_done)
-        target = done
-    except KeyboardInterrupt: target = None; raise
-    finally:
-        if target and running.exists():
-            nbformat.write(tidy(nbformat.read(running, 4)), running)
-            os.replace(running, target)
-        running.unlink(missing_ok=True)
-    failed.unlink(missing_ok=True)
+    with alone(folder, locks, progress.say):
+        failed.unlink(missing_ok=True)
+        try:
+            _papermill(notebook, running, parameters, progress, cwd)
+            _settle(running, done)
+        except Exception as e:
+            with suppress(Exception): _settle(running, failed) # a full disk may have no room for it
+            if isinstance(e, OSError) and e.errno and not e.filename: e.filename = str(running)
+            raise
+        finally: running.unlink(missing_ok=True)
     return done
 
 # %% ../nbs/80_cli.ipynb #ce6588ee
@@ -127,47 +162,72 @@ def _given(args)->dict: # the options that were given, as overrides of the profi
 def parameters(settings:Settings, given:dict)->dict:
     "What to hand to papermill: the profile and what was given, in plain types, so that the injected cell can be read"
     plain = settings.describe() | dict(force=settings.force)
+    plain = {k: '' if v is None else v for k, v in plain.items()} # in a notebook, None means not given
     return {'profile': settings.profile} | {k: plain[k] for k in given}
 
+# %% ../nbs/80_cli.ipynb #4d48d410
+_ways_out = {
+    'make room there, or lift the limit on the size of files, then repeat the command; what is finished is kept':
+        (errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    'name a folder that can be written, with --out or in settings.ini':
+        (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)}
+
+def told(words:str)->str: # of an error
+    "The words of an error; to the system's own, a way out is added"
+    for way_out, numbers in _ways_out.items():
+        if words.startswith(tuple(f'[Errno {n}] {os.strerror(n)}' for n in numbers)): return f'{words}; {way_out}'
+    return words
+
 # %% ../nbs/80_cli.ipynb #40ec9915
-def _blame(name, progress, error)->str: # one line for one failure
+def _blame(name, progress, error, folder)->str: # one line for one failure
+    error = progress.error or error # what a notebook says comes before what prevented it from being saved
     kind = getattr(error, 'ename', type(error).__name__)
     text = str(getattr(error, 'evalue', error)).strip().splitlines()
-    return f'FAILED {name}, at "{progress.heading}": {kind}: {text[0] if text else ""}'
+    failed = folder/'notebook.failed.ipynb'
+    see = f'; see {failed}' if failed.exists() else ''
+    return f'FAILED {name}, at "{progress.heading}": {kind}: {told(text[0]) if text else ""}{see}'
 
 def reproduce(args:Namespace)->int: # 0, or 1 if anything failed
     "Run the reproduction notebooks and render the report"
-    import nbformat
     given, start = _given(args), time.time()
     settings = load(given.pop('profile', args.profile), **given)
     found = notebooks(Path(args.notebooks) if args.notebooks else settings.root/'nbs'/'reproduce')
     names, failures = choose(args.papers, found), []
-    cells = {n: sum(c.cell_type == 'code' and bool(c.source.strip()) for c in nbformat.read(found[n], 4).cells) + 1 for n in names} # one is injected
-    progress, total = Progress(sum(cells.values())), 0
+    _check(settings)
+    sources = [c.source for n in names for c in read_notebook(found[n]).cells if c.cell_type == 'code']
+    folders = settings.cache, settings.runs, settings.out/settings.profile
+    for folder in folders: folder.mkdir(parents=True, exist_ok=True)
+    progress = Progress(sum(bool(s.strip()) for s in sources) + len(names)) # one cell is injected into each
     for name in names:
         progress.notebook(name)
-        try: execute(found[name], settings.out/settings.profile/name, parameters(settings, given), progress, settings.root)
+        folder = settings.out/settings.profile/name
+        try: execute(found[name], folder, parameters(settings, given), progress, settings.root, settings.runs/'locks')
         except Exception as e:
-            failures.append(_blame(name, progress, e))
+            failures.append(_blame(name, progress, e, folder))
             progress.bar.write(failures[-1], file=sys.stderr)
-        total += cells[name]
-        progress.bar.update(total - progress.bar.n) # a failed notebook leaves cells undone
     progress.bar.close()
-    try: _render(settings.out)
-    except Exception as e: failures.append(f'FAILED report: {type(e).__name__}: {e}')
-    print(f'{len(names)} notebook{"s" * (len(names) > 1)}, {time.time() - start:.0f} s. Tables and figures: {settings.out/"index.html"}')
+    try: _render(settings)
+    except Exception as e: failures.append(f'FAILED report: {type(e).__name__}: {told(str(e))}')
+    done = f'{len(names)} notebook{"s" * (len(names) > 1)}, {time.time() - start:.0f} s'
+    print(f'{done}. Tables and figures: {settings.out/"index.html"}')
     print(*failures, sep='\n', end='\n' if failures else '', file=sys.stderr)
     return int(bool(failures))
 
-def _render(out:Path):
+# %% ../nbs/80_cli.ipynb #2f7d0f43
+def _check(settings:Settings)->None:
+    from atr_nb.results.opening import check
+    check(settings)
+
+def _render(settings:Settings)->None:
     from atr_nb.results.report import render
-    return render(out)
+    say = lambda text: print(f'report: {text}', file=sys.stderr)
+    with alone(settings.out, settings.runs/'locks', say): render(settings.out)
 
 # %% ../nbs/80_cli.ipynb #e6a8176d
 def report(args:Namespace)->int:
     "Render the report from what has been run"
     settings = load(out=args.out)
-    _render(settings.out)
+    _render(settings)
     print(settings.out/'index.html')
     return 0
 
@@ -187,7 +247,6 @@ def show(args:Namespace)->int:
 
 def pages(args:Namespace)->int:
     "Write README.md or the HTML site"
-    from atr_nb.pages import readme, site
     root = find_ini().parent
     if args.command == 'readme': (root/'README.md').write_text(readme(root), encoding='utf-8')
     else: print(f'{len(site(root, root/args.out))} pages: {root/args.out/"index.html"}')
@@ -207,7 +266,8 @@ def parser()->ArgumentParser:
     p.add_argument('--papers', default='all', metavar='NAMES', help=f'all (default), or some of {" ".join(papers)}, with commas between them')
     p.add_argument('--profile', metavar='P', help='a section of settings.ini (default: embedded)')
     p.add_argument('--seeds', metavar='0,1', help='seeds for the main tables')
-    p.add_argument('--device', metavar='D', help='auto, cpu, mps, cuda or cuda:N')
+    p.add_argument('--device', metavar='D',
+                   help='cpu, mps, cuda (the first GPU), cuda:N, or auto (cuda where there is one, else cpu)')
     p.add_argument('--out', metavar='DIR', help='where tables go; a relative path starts at settings.ini (default: reports)')
     p.add_argument('--force', action='store_true', help='run again what has been run already')
     p.add_argument('--set', action='append', default=[], metavar='KEY=VALUE', help='any other setting; may be repeated')
@@ -230,6 +290,6 @@ def main(argv:list[str]|None=None # default: the command line
     except KeyboardInterrupt:
         print('\nStopped. What was finished is kept; the same command goes on from there.', file=sys.stderr)
         return 130
-    except (ValueError, FileNotFoundError) as e:
-        print(f'atr-nb: {e}', file=sys.stderr)
+    except (ValueError, OSError) as e:
+        print(f'atr-nb: {told(str(e))}', file=sys.stderr)
         return 2

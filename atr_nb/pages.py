@@ -12,7 +12,7 @@ from shutil import copyfile, copytree, rmtree
 import re
 
 # %% auto #0
-__all__ = ['rooms', 'Page', 'house', 'presentable', 'readme', 'mathml', 'frame', 'site']
+__all__ = ['rooms', 'Page', 'read_notebook', 'house', 'presentable', 'readme', 'mathml', 'frame', 'site']
 
 # %% ../nbs/79_pages.ipynb #21a92243
 rooms = {'': 'The whole', 'data': 'Data', 'encoders': 'Encoders', 'alignment': 'Alignment', 'evaluation': 'Evaluation',
@@ -35,10 +35,14 @@ def _place(path:str): # index first, then by room, then by name, which begins wi
     room = path.rpartition('/')[0]
     return path != 'index.ipynb', list(rooms).index(room) if room in rooms else len(rooms), path
 
-def _read(file:Path):
+def read_notebook(file:Path):
+    "A notebook. What is none is a ValueError that names the file."
     import nbformat
-    try: return nbformat.read(file, 4)
-    except Exception as e: raise ValueError(f'{file} is not a notebook: {e}') from e
+    try:
+        nb = nbformat.read(file, 4)
+        nbformat.validate(nb)
+        return nb
+    except Exception as e: raise ValueError(f'{file} is not a notebook: {str(e).partition(chr(10))[0]}') from e
 
 def house(nbs:Path)->list[Page]:
     "Every notebook under `nbs`, in the order in which a reader would walk through them"
@@ -46,7 +50,7 @@ def house(nbs:Path)->list[Page]:
     for file in nbs.rglob('*.ipynb'):
         path = file.relative_to(nbs).as_posix()
         if '.ipynb_checkpoints' in path: continue
-        text = '\n\n'.join(c.source for c in _read(file).cells if c.cell_type == 'markdown')
+        text = '\n\n'.join(c.source for c in read_notebook(file).cells if c.cell_type == 'markdown')
         title, summary = (re.search(rf'^{mark} +(.+)$', text, re.M) for mark in '#>')
         pages.append(Page(path, title[1].replace('`', '') if title else path, summary[1] if summary else ''))
     return sorted(pages, key=lambda p: _place(p.path))
@@ -70,7 +74,7 @@ def readme(root:Path # the folder that holds nbs/
           )->str: # the text of README.md
     "README.md, made from nbs/index.ipynb"
     from nbconvert import MarkdownExporter
-    nb = presentable(_read(root/'nbs'/'index.ipynb'))
+    nb = presentable(read_notebook(root/'nbs'/'index.ipynb'))
     nb.metadata['language_info'] = dict(name='python') # names the language of code blocks
     body, _ = MarkdownExporter().from_notebook_node(nb)
     body = re.sub(r'\]\((?![a-z]+:|#|/)([^)]+)\)', lambda m: f']({normpath("nbs/" + m[1])})', body)
@@ -156,7 +160,7 @@ def site(root:Path, # the folder that holds nbs/
     style.parent.mkdir(parents=True)
     style.write_text(_css + HtmlFormatter(style='friendly').get_style_defs('.highlight') + '.highlight { background:none }', encoding='utf-8')
     for page in pages:
-        body, _ = exporter.from_notebook_node(presentable(_read(root/'nbs'/page.path)))
+        body, _ = exporter.from_notebook_node(presentable(read_notebook(root/'nbs'/page.path)))
         body = re.sub(r'href="(?![a-z]+:|#)([^"]+)\.ipynb', r'href="\1.html', body)
         if page.path == 'index.ipynb': body += f'<h2>All pages</h2><dl>{_by_room(pages, lambda p: f"<dt>{_link(p, page)}</dt><dd>{escape(p.summary)}</dd>")}</dl>'
         file = out/'nbs'/page.html

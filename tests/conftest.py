@@ -20,20 +20,22 @@ def root(): return ROOT
 @pytest.fixture
 def cpu_seconds():
     "The processor time of a command, the best of several: unlike the clock's, it hardly depends on what else the machine does"
-    def measure(*command):
+    def measure(*command, status=0, times=5):
         def once():
             before = resource.getrusage(resource.RUSAGE_CHILDREN)
-            subprocess.run(command, check=True, capture_output=True)
+            run = subprocess.run(command, capture_output=True, text=True)
+            assert run.returncode == status, run.stderr
             after = resource.getrusage(resource.RUSAGE_CHILDREN)
             return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        return min(once() for _ in range(5))
+        return min(once() for _ in range(times))
     return measure
 
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     "A folder with settings.ini and room for reproduction notebooks; the working directory while the test runs."
-    (tmp_path/'settings.ini').write_text('[DEFAULT]\nepochs = 1\ncache = cache\nruns = runs\n[embedded]\nwidth = 8\n[smoke]\nwidth = 4\nseeds = 0\n')
+    ours = '[DEFAULT]\nepochs = 1\ncache = cache\nruns = runs\ntrain_size = 64\nval_size = 8\ntest_size = 8\n'
+    (tmp_path/'settings.ini').write_text(f'{ours}[embedded]\nwidth = 8\n[smoke]\nwidth = 4\nseeds = 0\n')
     (tmp_path/'nbs'/'reproduce').mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -1,5 +1,6 @@
 "The command line: papermill runs that go well, fail, are interrupted or lose their kernel."
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -45,12 +46,47 @@ def test_help_is_quick(cpu_seconds): assert cpu_seconds(*ATR, '--help') < 0.2
     (['--set', 'epochs=many'], "epochs='many' will not do; expected a whole number"),
     (['--set', 'epochs'], '--set epochs: expected KEY=VALUE'),
     (['--seeds', ''], "seeds='' will not do"),
-    (['--device', 'gpu'], "device='gpu' will not do")])
+    (['--device', 'gpu'], "device='gpu' will not do"),
+    (['--device', 'cuda:99'], "device='cuda:99' is unknown on this machine, which has: cpu"),
+    (['--device', 'cpu', '--set', 'precision=fp16'], "precision='fp16': not on device 'cpu', which can do: no, bf16"),
+    (['--set', 'datasets=clotho', '--set', 'train_size=0'], 'val_size=8: clotho is used whole'),
+    (['--set', 'val_size=0'], 'val_size=0 will not do: scenes-sparse has no end that 0 could stand for; give a number'),
+    (['--set', 'audio_weights=mine.pth'], "mine.pth': aisfx brings its own weights and would ignore these"),
+    (['--set', 'audio_weights=mine.pth', '--set', 'audio_encoder=cnn10'], 'mine.pth does not exist; PANNs checkpoints'),
+    (['--set', 'text_encoder=./bert'], 'bert/config.json does not exist'),
+    (['--set', 'text_encoder=minilmm'], "text_encoder='minilmm': not minilm, tiny or a folder, was never downloaded"),
+    (['--out', 'settings.ini/x'], "Not a directory: '"),
+    (['--set', 'cache=settings.ini/x'], "settings.ini/x'; name a folder that can be written"),
+    (['--set', 'width=100000000000000000000'], 'expected a whole number from 1 to 100,000')])
 def test_a_mistake_is_told_before_anything_starts(paper, project, capsys, options, told):
     paper('baseline', '1')
     assert cli.main(['reproduce', *options]) == 2
     assert told in capsys.readouterr().err
     assert not (project/'reports').exists()
+
+
+@pytest.mark.parametrize('options', [['--device', 'cuda:99'], ['--set', 'audio_weights=mine.pth']])
+def test_a_mistake_is_told_within_seconds(paper, cpu_seconds, options):
+    paper('baseline', '1')
+    assert cpu_seconds(*ATR, 'reproduce', *options, status=2, times=2) < 5
+
+
+@pytest.mark.parametrize('text', [
+    '', '{', '{}', '[]', '{"cells": 3}', '{"cells": [], "metadata": {}, "nbformat": 4}', '\xff'])
+def test_a_broken_notebook_is_named(paper, project, capsys, text):
+    paper('3cmlf', '1')
+    paper('baseline', '1').write_text(text, encoding='latin1')
+    assert cli.main(['reproduce']) == 2
+    assert 'nbs/reproduce/baseline.ipynb is not a notebook' in capsys.readouterr().err
+    assert not (project/'reports').exists()
+
+
+def test_a_parameter_can_be_emptied(paper, project):
+    paper('baseline', 'print(settings.audio_weights)')
+    (project/'settings.ini').write_text((project/'settings.ini').read_text() + 'audio_weights = mine.pth\n')
+    assert cli.main(['reproduce', '--profile', 'smoke']) == 2
+    assert cli.main(['reproduce', '--profile', 'smoke', '--set', 'audio_weights=']) == 0
+    assert read(project/'reports'/'smoke'/'baseline'/'notebook.ipynb').cells[-1].outputs[0].text == 'None\n'
 
 
 def test_order_of_papers(paper):
@@ -68,7 +104,8 @@ def test_two_equal_runs_give_equal_files(paper, project, capsys):
     assert [p.name for p in done.parent.iterdir()] == ['notebook.ipynb']
     nb = read(done)
     nbformat.validate(nb)
-    assert 'papermill' not in once[1] and '"name": "stderr"' not in once[1] and str(project) not in once[1]
+    assert 'duration' not in once[1] and '"name": "stderr"' not in once[1] and str(project) not in once[1]
+    assert nb.metadata.papermill == {'parameters': {'force': True, 'profile': 'smoke', 'seeds': [0, 1]}}
     assert nb.cells[2].source == '# Parameters\nprofile = "smoke"\nseeds = [0, 1]\nforce = True\n'
     assert nb.cells[5].outputs[0].text == 'a\nb\n'
     assert nb.cells[-1].outputs[0].data['text/plain'] == '(0, 1)'
@@ -97,11 +134,88 @@ def test_goes_on_after_a_failure(paper, project, capsys):
     assert cli.main(['reproduce', '--set', 'width=16']) == 1
     said = capsys.readouterr()
     out = project/'reports'/'embedded'
-    assert 'FAILED baseline, at "Part raise Ru": RuntimeError: no more disk' in said.err
+    failed = out/'baseline'/'notebook.failed.ipynb'
+    assert f'FAILED baseline, at "Part raise Ru": RuntimeError: no more disk; see {failed}' in said.err
     assert 'FAILED 3cmlf, at "Part import o": DeadKernelError' in said.err
     assert '| NT-Xent | 31.4 |' in said.out
     assert sorted(str(p.relative_to(out)) for p in out.rglob('*.ipynb')) == ['3cmlf/notebook.failed.ipynb', 'baseline/notebook.failed.ipynb', 'mgrl/notebook.ipynb']
-    assert any(o.output_type == 'error' for c in read(out/'baseline'/'notebook.failed.ipynb').cells for o in c.get('outputs', []))
+    assert any(o.output_type == 'error' for c in read(failed).cells for o in c.get('outputs', []))
+
+
+def test_the_bar_stays_where_a_notebook_failed(paper, capsys):
+    paper('baseline', '1/0', *'123456')
+    assert cli.main(['reproduce']) == 1
+    said = capsys.readouterr().err
+    assert '4/10 cells' in said and '100%' not in said
+
+
+def test_the_report_says_that_a_notebook_failed(paper, project):
+    paper('baseline', '1/0')
+    assert subprocess.run([*ATR, 'reproduce'], capture_output=True).returncode == 1
+    page = (project/'reports'/'index.html').read_text()
+    assert 'embedded/baseline: the notebook failed; <a href="embedded/baseline/notebook.failed.ipynb">' in page
+    assert 'still running' not in page
+
+
+def test_parameters_that_are_paths_of_a_machine_are_not_kept():
+    given = dict(out='/mnt/disk7', cache='~/cache', runs='runs', seeds=[0], device='cpu')
+    nb = cli.tidy(nbformat.v4.new_notebook(metadata=dict(papermill=dict(parameters=given, duration=3.))))
+    assert nb.metadata.papermill == dict(parameters=dict(runs='runs', seeds=[0], device='cpu'))
+
+
+# A full disk
+
+def small_files(): # the largest file a process may write from now on, in bytes
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**19, 2**19))
+
+
+LOUD = 'print("x" * 2**20)'
+
+
+@pytest.mark.parametrize('cell, told', [
+    (LOUD, "OSError: [Errno 27] File too large: '{running}'; make room there"),
+    (f'{LOUD}; raise RuntimeError("the first one")', 'RuntimeError: the first one'),
+    ('open("big", "w").write("x" * 2**20)', 'OSError: [Errno 27] File too large; make room there')])
+def test_the_first_error_is_told_when_nothing_can_be_written(paper, project, cell, told):
+    paper('baseline', '1', cell)
+    run = subprocess.run([*ATR, 'reproduce'], capture_output=True, text=True, preexec_fn=small_files)
+    folder = project/'reports'/'embedded'/'baseline'
+    assert run.returncode == 1 and told.format(running=folder/'notebook.running.ipynb') in run.stderr, run.stderr
+    assert 'JSON' not in run.stderr and 'Traceback' not in run.stderr
+    assert not (folder/'notebook.running.ipynb').exists() and not (folder/'notebook.ipynb').exists()
+
+
+@pytest.fixture
+def small_disk(project):
+    "A disk of a quarter of a megabyte"
+    (project/'disk').mkdir()
+    mount = ['mount', '-t', 'tmpfs', '-o', 'size=256k', 'tmpfs', str(project/'disk')]
+    if subprocess.run(mount, capture_output=True).returncode: pytest.skip('may not mount a small disk here')
+    yield project/'disk'
+    subprocess.run(['umount', str(project/'disk')], check=True)
+
+
+def test_a_full_disk(paper, small_disk):
+    paper('baseline', LOUD)
+    run = subprocess.run([*ATR, 'reproduce', '--out', 'disk'], capture_output=True, text=True)
+    running = small_disk/'embedded'/'baseline'/'notebook.running.ipynb'
+    told = f"[Errno 28] No space left on device: '{running}'; make room there"
+    assert run.returncode == 1 and told in run.stderr, run.stderr
+
+
+# Two at a time
+
+def test_two_processes_take_turns(paper, project):
+    times = 'open("times", "a").write(f"{start} {time.time()}\\n")'
+    paper('baseline', 'import time; start = time.time()', 'time.sleep(1)', times)
+    runs = [subprocess.Popen([*ATR, 'reproduce'], stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [run.communicate(timeout=120)[1] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], said
+    first, second = sorted([float(t) for t in line.split()] for line in (project/'times').read_text().splitlines())
+    assert first[1] < second[0] # nobody began before the other was done
+    folder = project/'reports'/'embedded'/'baseline'
+    assert sum(f'baseline: waiting for another process that writes to {folder}' in s for s in said) == 1, said
+    assert [p.name for p in folder.iterdir()] == ['notebook.ipynb']
 
 
 def test_a_failure_leaves_the_last_good_notebook(paper, project):
@@ -146,7 +260,37 @@ def test_interrupt(paper, project):
         for _ in range(50): os.kill(int(pid.read_text()), 0); time.sleep(0.1)
 
 
+# make
+
+@pytest.mark.parametrize('given, told', [
+    (['reproduce', 'PAPER=baseline', 'SEED=0'], 'unknown variable PAPER SEED; known are: PROFILE PAPERS SEEDS'),
+    (['help', 'paper=x'], 'unknown variable paper;'), (['PROFIL=smoke'], 'unknown variable PROFIL;'),
+    (['test', 'DEVISE='], 'unknown variable DEVISE;'),
+    *((given, None) for given in (
+        ['help'], ['-j2', '-k', 'reproduce', 'PAPERS=baseline', 'SEEDS=0,1', 'FORCE=1'],
+        ['--no-print-directory', 'MAKEFLAGS=-n', 'docs'], ['-e', 'lab', 'PYTHON=python3.12']))])
+def test_a_misspelt_variable_of_make(given, told):
+    environment = os.environ | dict(PAPER='x', SEED='1')
+    run = subprocess.run(['make', '-n', *given], cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert (told in run.stderr if told else not run.stderr) and bool(run.returncode) == bool(told), run.stderr
+
+
 # The other commands
+
+@pytest.mark.parametrize('command, told', [
+    (['docs', '--out', 'settings.ini'], "Not a directory: '"),
+    (['docs', '--out', 'settings.ini/x'], "settings.ini/x/nbs'; name a"),
+    (['docs', '--out', '/proc/x'], "'/proc/x'; name a folder that can be written"),
+    (['report', '--out', 'settings.ini/x'], 'settings.ini/x is not a folder'),
+    (['report', '--out', 'taken'], "taken/index.html'; name a"),
+    (['readme'], "README.md'; name a folder")])
+def test_a_place_that_cannot_be_written(paper, project, command, told):
+    paper('index', '1').rename(project/'nbs'/'index.ipynb')
+    for name in ('taken/index.html', 'README.md'): (project/name).mkdir(parents=True)
+    run = subprocess.run([*ATR, *command], capture_output=True, text=True)
+    assert run.returncode == 2 and told in run.stderr, run.stderr
+    assert run.stderr.startswith('atr-nb: ') and run.stderr.count('\n') == 1, run.stderr
+
 
 @pytest.fixture
 def sounds(project):
@@ -187,4 +331,6 @@ def test_reproduction_in_the_smoke_profile(name, tmp_path):
     assert run.returncode == 0, run.stderr[-3000:]
     written = {p.name for p in (tmp_path/'smoke'/name).iterdir()}
     assert written >= {'runs.jsonl', 'tables.md', 'tables.csv', 'claims.json', 'figures', 'notebook.ipynb'}
-    assert '|---' in run.stdout and (tmp_path/'index.html').exists()
+    assert '|---' in run.stdout
+    page = (tmp_path/'index.html').read_text()
+    assert 'parameter profile' in page and str(tmp_path) not in page

@@ -274,6 +274,11 @@ def _linked(paper:dict, folder:Path, base:str)->dict:
     for c in (c for q in paper['queries'] for c in q['clips']): c['href'] = c['path'] and base + quote(c['path'])
     return paper | dict(links=[(label, base + name) for label, name in files.items() if (folder/name).is_file()])
 
+def _failed(folder:Path, base:str)->Markup|None: # a notice with a link, if the notebook ran into an error
+    if not (folder/'notebook.failed.ipynb').is_file(): return None
+    link = Markup('<a href="{}notebook.failed.ipynb">notebook.failed.ipynb</a>').format(base)
+    return Markup('{}/{}: the notebook failed; {} shows where and why.').format(folder.parent.name, folder.name, link)
+
 def render(
     out:Path|str, # the folder that holds PROFILE/PAPER folders, such as reports
     )->Path: # out/index.html
@@ -283,9 +288,11 @@ def render(
     for folder in _folders(out):
         base = f'{quote(folder.parent.name)}/{quote(folder.name)}/'; runs = folder/'runs.jsonl'
         if not runs.is_file() or not runs.read_text(encoding='utf-8').strip():
-            notices.append(f'{folder.parent.name}/{folder.name} holds no run record. It was cut before its first result, or is still running.')
+            cut = 'holds no run record. It was cut before its first result, or is still running.'
+            notices.append(_failed(folder, base) or f'{folder.parent.name}/{folder.name} {cut}')
             continue
         paper = read_paper(folder)
+        if failed := _failed(folder, base): paper['notices'].append(failed)
         if (folder/'notebook.ipynb').is_file():
             try: notebook_page(folder/'notebook.ipynb')
             except ValueError: paper['notices'].append('notebook.ipynb cannot be shown as a page: it is not a complete notebook.')
