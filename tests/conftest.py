@@ -13,6 +13,10 @@ for name in ('ATR_NB_CACHE', 'ATR_NB_RUNS'): os.environ.pop(name, None)
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_addoption(parser):
+    parser.addoption('--kills', type=int, default=2, help='how many processes tests/test_faults.py kills')
+
+
 @pytest.fixture
 def root(): return ROOT
 

@@ -137,7 +137,7 @@ def test_through_a_copy_of_the_package(tmp_path):
     "The same in a process that imports the edited copy"
     shutil.copytree(ROOT/'atr_nb', tmp_path/'atr_nb', ignore=shutil.ignore_patterns('__pycache__', 'assets'))
     script = 'from atr_nb.files import code_hash; print(code_hash("atr_nb.encoders.aisfx"))'
-    run = lambda: subprocess.run([sys.executable, '-c', script], env=os.environ | dict(PYTHONPATH=str(tmp_path)), capture_output=True, text=True, check=True)
+    run = lambda: subprocess.run([sys.executable, '-c', script], env=os.environ | dict(PYTHONPATH=str(tmp_path)), cwd=tmp_path, capture_output=True, text=True, check=True)
     before, path = run().stdout, tmp_path/'atr_nb'/'encoders'/'panns.py'
     path.write_text(path.read_text().replace('m.mean(3)', 'm.amax(3)'))
     assert run().stdout != before

@@ -7,6 +7,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
+import json
 import torch
 from torch import nn, Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertModel
@@ -76,7 +77,9 @@ class TextEncoder(nn.Module):
 
     def fingerprint(self)->str: # of the weights, the configuration and the vocabulary
         config = {k: v for k, v in self.model.config.to_dict().items() if k not in ('_name_or_path', 'transformers_version')}
-        return hash_json([weights_hash(self.name, self.model), config, self.tokenizer.backend_tokenizer.to_str(), self.how])[:16]
+        words = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        words = {k: v for k, v in words.items() if k not in ('padding', 'truncation')} # left there by the last call
+        return hash_json([weights_hash(self.name, self.model), config, words, self.how])[:16]
 
     def tokenize(self,
         captions:list[str], # as people wrote them
