@@ -275,6 +275,11 @@ def test_a_misspelt_variable_of_make(given, told):
     assert (told in run.stderr if told else not run.stderr) and bool(run.returncode) == bool(told), run.stderr
 
 
+def test_make_test_begins_with_undefined_names():
+    said = subprocess.run(['make', '-n', 'test'], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert 0 < said.index('ruff check') < said.index('nbdev-test') < said.index('pytest')
+
+
 # The other commands
 
 @pytest.mark.parametrize('command, told', [

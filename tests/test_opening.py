@@ -1,10 +1,16 @@
 "Opening what the settings name: the device, the data, the encoders. What is not there is told before anything starts."
 from contextlib import nullcontext
 
+import numpy as np
 import pytest
+import soundfile as sf
 import test_training as toy
 import torch
 
+from atr_nb import cli
+from atr_nb.data.datasets import AudioCaps, Clotho
+from atr_nb.results.opening import TABLES, check
+from atr_nb.settings import load
 from atr_nb.training import trainer
 
 
@@ -76,3 +82,69 @@ def test_nothing_is_written_for_a_device_that_is_not_there(tmp_path):
     with pytest.raises(ValueError, match="device='cuda:99' is unknown"):
         toy.fit(toy.new_model(), toy.TRAIN, toy.VALID, toy.RECIPE, tmp_path/'run', 0, toy.IDENTITY, device='cuda:99')
     assert not (tmp_path/'run').exists()
+
+
+# The data
+
+ALL = dict(train_size=0, val_size=0, test_size=0)
+
+
+@pytest.fixture(params=['audiocaps', 'clotho'])
+def data(project, request):
+    "A published dataset in miniature, whole, in its place"
+    folder = project/'data'/request.param
+    for part in ('train', 'val', 'test', 'development', 'validation', 'evaluation'):
+        (folder/part).mkdir(parents=True)
+        sf.write(folder/part/'rain.wav', 0.1 * np.sin(np.arange(8000) / 5), 16000)
+    for table in TABLES[request.param]: (folder/table).write_text('file_name,caption_1\nrain.wav,rain falls\n')
+    return folder
+
+
+def reproduce(dataset): # through the door
+    return cli.main(['reproduce', '--set', f'datasets={dataset}', *(f'--set={k}=0' for k in ALL)])
+
+
+def test_whole_data_are_found_in_order(data):
+    check(load(datasets=data.name, **ALL))
+    for split in ('train', 'val', 'test'): {'audiocaps': AudioCaps, 'clotho': Clotho}[data.name](data, split)
+
+
+def test_data_that_are_missing(data, paper, capsys):
+    paper('baseline', '1')
+    for name in (*reversed(TABLES[data.name]), ''):
+        (data/name).rename(data.with_name('elsewhere')) if not name else (data/name).unlink()
+        assert reproduce(data.name) == 2
+        told = f'{data/name} does not exist; {data.name} is yours to provide, in {data} (data=DIR'
+        assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('part', [1, 2])
+def test_a_clip_that_is_missing_from_validation_or_test(data, paper, capsys, part):
+    paper('baseline', '1')
+    (data/TABLES[data.name][part]).write_text('file_name,caption_1\nrain.wav,rain falls\nsnow.wav,snow falls\n')
+    assert reproduce(data.name) == 2
+    assert '1 of 2 clips are not on disk, first snow.wav' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('split', ['train', 'val', 'test'])
+@pytest.mark.parametrize('size', [0, 7])
+def test_scenes_need_a_number(project, split, size):
+    told = f'{split}_size={size} will not do: scenes-sparse has no end that 0 could stand for; give a number, '
+    with pytest.raises(ValueError, match=told): check(load(**{f'{split}_size': size}))
+
+
+# The encoders
+
+def test_encoders_that_are_there(project):
+    (project/'bert').mkdir()
+    (project/'bert'/'config.json').touch()
+    (project/'resnet38.pth').touch()
+    for name in ('minilm', 'tiny', './bert', 'bert', project/'bert'): check(load(text_encoder=name))
+    check(load(audio_encoder='resnet38', audio_weights='resnet38.pth'))
+    check(load(audio_encoder='cnn10'))
+
+
+def test_a_hub_model_may_be_downloaded(project, monkeypatch):
+    with pytest.raises(ValueError, match='HF_HUB_OFFLINE forbids'): check(load(text_encoder='bert-base-nowhere'))
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', False)
+    check(load(text_encoder='bert-base-nowhere'))
