@@ -478,6 +478,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'atr_nb.files._compiled': ('files.html#_compiled', 'atr_nb/files.py'),
                               'atr_nb.files._elsewhere': ('files.html#_elsewhere', 'atr_nb/files.py'),
                               'atr_nb.files._file': ('files.html#_file', 'atr_nb/files.py'),
+                              'atr_nb.files._full': ('files.html#_full', 'atr_nb/files.py'),
                               'atr_nb.files._imported': ('files.html#_imported', 'atr_nb/files.py'),
                               'atr_nb.files._module': ('files.html#_module', 'atr_nb/files.py'),
                               'atr_nb.files._place': ('files.html#_place', 'atr_nb/files.py'),

@@ -138,6 +138,12 @@ def code_hash(
 # %% ../nbs/02_files.ipynb #eb633bcd
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) # what systems call a full disk
 
+def _full(e:BaseException)->int|None: # the number of the system's error, if that was it
+    "Was it a full disk? torch hides the system's error behind one of its own, safetensors tells it in words."
+    for error in (e, e.__cause__, e.__context__):
+        if isinstance(error, OSError) and error.errno in FULL: return error.errno
+    return next((number for number in FULL if f'(os error {number})' in str(e)), None)
+
 @contextmanager
 def atomic(
     path:str|Path, # where the file shall appear; its folder must exist
@@ -152,8 +158,9 @@ def atomic(
         os.replace(part, path)
     except BaseException as e:
         part.unlink(missing_ok=True)
-        if full := next((c for c in (e, e.__cause__, e.__context__) if isinstance(c, OSError) and c.errno in FULL), None):
-            raise OSError(full.errno, f'the disk is full ({os.strerror(full.errno)}); make room and run again, finished parts are kept', str(path)) from e
+        if number := _full(e):
+            words = f'the disk is full ({os.strerror(number)}); make room and run again, finished parts are kept'
+            raise OSError(number, words, str(path)) from e
         raise
 
 def sweep(

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/data/14_features.ipynb #dc7a8998
 from __future__ import annotations
-import json, os, shutil
+import os, shutil
 from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from .audio import check_audio
 from .datasets import Clips
-from ..files import BLANK, Damaged, atomic, check, code_hash, hash_file, hash_json, intact, load_json, save_json, seal
+from ..files import (BLANK, Damaged, atomic, code_hash, hash_file, hash_json, intact, load_json,
+    save_json, seal)
 from ..model import Encoded
 
 # %% auto #0

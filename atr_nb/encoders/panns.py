@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 from itertools import pairwise
 from pathlib import Path
+import numpy as np
 import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
