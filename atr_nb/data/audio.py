@@ -4,17 +4,17 @@
 
 # %% ../../nbs/data/10_audio.ipynb #7e849eb2
 from __future__ import annotations
-from functools import lru_cache
 from pathlib import Path
+import re
 import soundfile as sf
+import soxr
 import torch
 from torch import nn, Tensor
 from torchaudio.functional import mask_along_axis_iid, melscale_fbanks, spectrogram
-from torchaudio.transforms import Resample
 
 # %% auto #0
-__all__ = ['LEAST_SECONDS', 'AudioError', 'check_audio', 'decode', 'mirror_ends', 'LogMel', 'aisfx_filters', 'AisfxSpectrogram',
-           'SpecAugment']
+__all__ = ['LEAST_SECONDS', 'LEAST_RATE', 'BLOCK', 'STREAMED', 'AudioError', 'check_audio', 'promised', 'decode', 'mirror_ends',
+           'LogMel', 'aisfx_filters', 'AisfxSpectrogram', 'SpecAugment']
 
 # %% ../../nbs/data/10_audio.ipynb #27fd2d48
 LEAST_SECONDS = 0.05 # one STFT window of the aisfx front end, rounded up
@@ -35,8 +35,37 @@ def check_audio(
     return waveform
 
 # %% ../../nbs/data/10_audio.ipynb #acec0c75
-@lru_cache(maxsize=16)
-def _resampler(old:int, new:int)->Resample: return Resample(old, new)
+LEAST_RATE = 1000 # Hz; nothing that a caption speaks of is left below
+BLOCK = 2**20 # frames read at a time
+STREAMED = 0x7FFF0000 # bytes; a wav file that claims to be larger was written into a pipe
+
+def promised(
+    f:sf.SoundFile, # opened, and read to its end
+    path:str|Path, # its file
+    frames:int, # how many were found
+    )->float: # how many its header promises, infinitely many for an ogg file without its end
+    "How long a file claims to be."
+    if f.format == 'OGG':
+        with open(path, 'rb') as raw:
+            raw.seek(max(0, raw.seek(0, 2) - 2**16)) # longer than the longest page
+            page = raw.read().rpartition(b'OggS')[2]
+        return frames if len(page) > 1 and page[1] & 4 else float('inf') # the flag that says: last page
+    if data := re.search(r'^data : (\d+) \(should be (\d+)\)', f.extra_info, re.M): # libsndfile's own remark on a wav file
+        claimed, there = map(int, data.groups())
+        return frames * claimed / there if there < claimed < STREAMED else frames
+    return f.frames
+
+# %% ../../nbs/data/10_audio.ipynb #32c1907c
+def _read(path:str|Path)->tuple[Tensor, int]: # mono waveform (S,), samples per second
+    blocks = []
+    with sf.SoundFile(str(path)) as f:
+        while len(block := f.read(BLOCK, dtype='float32', always_2d=True)): blocks.append(torch.from_numpy(block).mean(1))
+        waveform, rate = torch.cat(blocks) if blocks else torch.zeros(0), f.samplerate
+        claimed = promised(f, path, len(waveform))
+    if claimed > len(waveform) + 0.1 * rate: # mp3 counts whole packets
+        told = 'its end is missing' if claimed == float('inf') else f'its header promises {claimed / rate:.2f} s'
+        raise AudioError(f"{path}: is cut short, {told} and {len(waveform) / rate:.2f} s are there; copy or download it again")
+    return waveform, rate
 
 def decode(
     path:str|Path, # an audio file: wav, flac, ogg, mp3
@@ -44,12 +73,13 @@ def decode(
     )->Tensor: # mono waveform (S,), float32, full scale is [-1, 1]
     "Read a file, mix it to mono, resample it. `AudioError` when it cannot be read or used, `FileNotFoundError` when it is not there."
     if not Path(path).is_file(): raise FileNotFoundError(f"{path}: no such audio file; check the path in the dataset's table")
-    try: samples, old = sf.read(str(path), dtype='float32', always_2d=True)
+    try: waveform, old = _read(path)
     except sf.LibsndfileError as e:
-        raise AudioError(f"{path}: cannot be decoded ({e.error_string}); wav, flac, ogg and mp3 are understood") from e
-    waveform = torch.from_numpy(samples).mean(1)
+        why = e.error_string or 'damaged or cut short'
+        raise AudioError(f"{path}: cannot be decoded ({why}); wav, flac, ogg and mp3 are understood") from e
+    if old < LEAST_RATE: raise AudioError(f"{path}: has {old} samples per second, at least {LEAST_RATE} are needed; export it again")
     check_audio(waveform, path, old)
-    return _resampler(old, sample_rate)(waveform) if old != sample_rate else waveform
+    return torch.from_numpy(soxr.resample(waveform.numpy(), old, sample_rate)) if old != sample_rate else waveform
 
 # %% ../../nbs/data/10_audio.ipynb #29a3c527
 def mirror_ends(

@@ -17,7 +17,7 @@ from ..files import weights_hash
 from ..model import Encoded, pool_tokens
 
 # %% auto #0
-__all__ = ['PASSED_OVER', 'hide', 'ConvBlock', 'ConvEncoder', 'Panns', 'Cnn10', 'Cnn14', 'BasicBlock', 'ResNet38',
+__all__ = ['FIELD', 'PASSED_OVER', 'hide', 'ConvBlock', 'ConvEncoder', 'Panns', 'Cnn10', 'Cnn14', 'BasicBlock', 'ResNet38',
            'read_checkpoint', 'load_panns', 'fold', 'Winograd']
 
 # %% ../../nbs/encoders/20_panns.ipynb #56bedc37
@@ -60,6 +60,7 @@ class ConvEncoder(nn.Module):
     name, width, sample_rate, hop, stride = '', 0, 0, 0, 0 # hop in samples, stride in hops
     is_folded, _fingerprint = False, None
     how = 'mean+max' # of `pool_tokens`: the sum of the two, as in PANNs
+    window_seconds = 60. # longer clips are encoded in pieces, except in training
 
     @property
     def frame_seconds(self)->float: return self.stride * self.hop / self.sample_rate # from token to token
@@ -82,7 +83,12 @@ class ConvEncoder(nn.Module):
         waveform:Tensor, # (B, samples) at `sample_rate`, in [-1, 1]
         mask:Tensor|None=None, # True where valid (B, samples); padding stands at the end
         )->Encoded: # tokens (B, T, width)
-        if self.is_folded and len(waveform) > 1 and waveform.device.type == 'cpu': return self._one_by_one(waveform, mask)
+        long = not self.training and waveform.shape[1] > self.window_seconds * self.sample_rate
+        alone = self.is_folded and waveform.device.type == 'cpu'
+        if len(waveform) > 1 and (long or alone): return self._one_by_one(waveform, mask)
+        return self._in_windows(waveform, mask) if long else self._whole(waveform, mask)
+
+    def _whole(self, waveform, mask)->Encoded:
         lengths = None if mask is None or mask.all() else mask.sum(1)
         if lengths is not None: waveform = waveform * mask
         least = (self.stride - 1) * self.hop # samples that fill one token
@@ -95,6 +101,34 @@ class ConvEncoder(nn.Module):
         if steps is None: steps = torch.full((len(tokens),), tokens.shape[1], device=tokens.device)
         mask = torch.arange(tokens.shape[1], device=tokens.device) < steps[:, None]
         return Encoded(self.pool(tokens, mask), tokens, mask, levels)
+
+# %% ../../nbs/encoders/20_panns.ipynb #9e503c76
+FIELD = 12 # tokens that a token may hear to either side
+
+def _join(parts:list[Encoded], cuts:list[tuple[int, int|None]])->tuple[Tensor, tuple[Tensor, ...]]: # tokens (1, T, d) and levels
+    "Pieces of one clip in a row; of each, the tokens from the first number to the second (None: to its end) and the same stretch of its levels."
+    longest = max(parts, key=lambda e: e.tokens.shape[1])
+    def row(of): # a function that takes a level's tensor out of a piece
+        ratio = of(longest).shape[1] // longest.tokens.shape[1] # steps of this level to a token
+        return torch.cat([of(e)[:, a*ratio:None if b is None else b*ratio] for e, (a, b) in zip(parts, cuts)], 1)
+    return row(lambda e: e.tokens), tuple(row(lambda e, k=k: e.levels[k]) for k in range(len(parts[0].levels)))
+
+def _in_windows(self:ConvEncoder, waveform:Tensor, mask:Tensor|None)->Encoded: # one clip (1, samples)
+    if mask is not None: waveform = waveform[:, :int(mask.sum())]
+    step = self.stride * self.hop # samples from token to token
+    core = max(1, round(self.window_seconds * self.sample_rate / step)) # tokens of a piece
+    total = (1 + waveform.shape[1] // self.hop) // self.stride
+    parts, cuts = [], []
+    for first in range(0, total, core):
+        begin, last = max(0, first - FIELD), first + core >= total
+        end = waveform.shape[1] if last else (first + core + FIELD) * step
+        parts.append(self._whole(waveform[:, begin*step:end], None))
+        cuts.append((first - begin, None if last else first - begin + core))
+    tokens, levels = _join(parts, cuts)
+    mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+    return Encoded(self.pool(tokens, mask), tokens, mask, levels)
+
+ConvEncoder._in_windows = _in_windows
 
 # %% ../../nbs/encoders/20_panns.ipynb #632afe81
 class Panns(ConvEncoder):
