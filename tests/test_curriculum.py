@@ -185,7 +185,7 @@ def test_a_stage_that_trains_nothing_or_nobody(tmp_path):
 
 def test_resting_weights_do_not_move(tmp_path):
     m, p = model(context=1), pairs()
-    recipe = cmlf_recipe(m, epochs=3, batch_size=16, lr=1e-2)
+    recipe = cmlf_recipe(m, Recipe(Stage(3, lr=1e-2), batch_size=16))
     weights = [{n: w.detach().clone() for n, w in m.named_parameters()}]
     fit(m, p, p, recipe, tmp_path, 0, 'cmlf/test', device='cpu', samplers=samplers(of(p), p, 16, 0))
     for k in (1, 2, 3): weights.append({n: w.clone() for n, w in load_weights(tmp_path/f'stage{k}.safetensors', model(context=1), 'cmlf/test').named_parameters()})

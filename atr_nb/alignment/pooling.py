@@ -6,9 +6,7 @@
 from __future__ import annotations
 import torch
 from torch import nn, Tensor
-from .tokens import masked_softmax
-from ..encoders.tower import positions
-from ..model import mask_of, pool_tokens
+from ..model import mask_of, masked_softmax, pool_tokens, positions
 
 # %% auto #0
 __all__ = ['POOLINGS', 'FixedPool', 'AttentionPool', 'GPO', 'pooling', 'drop_tokens', 'SizeAugmented']

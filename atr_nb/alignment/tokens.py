@@ -6,32 +6,10 @@
 from __future__ import annotations
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from ..model import Encoded
+from ..model import Encoded, masked_softmax
 
 # %% auto #0
-__all__ = ['GRAINS', 'unit', 'masked_softmax', 'token_interaction', 'clip_sentence', 'frame_sentence', 'clip_word', 'frame_word',
-           'late_interaction']
-
-# %% ../../nbs/alignment/31_tokens.ipynb #92a092cf
-def unit(
-    e:Encoded, # pooled (B, d); tokens (B, T, d) if any
-    )->Encoded: # the same with vectors of length one; padded tokens are zeros
-    "Scale the pooled vectors and the tokens to length one, in float32 or better: half precision would blur a temperature of 0.01."
-    e = e.float() if e.pooled.dtype in (torch.float16, torch.bfloat16) else e
-    tokens = None if e.tokens is None else F.normalize(e.tokens, dim=-1)
-    if tokens is not None and e.mask is not None: tokens = tokens.masked_fill(~e.mask[..., None], 0)
-    return Encoded(F.normalize(e.pooled, dim=-1), tokens, e.mask, e.levels)
-
-# %% ../../nbs/alignment/31_tokens.ipynb #a1377829
-def masked_softmax(
-    x:Tensor, # logits
-    mask:Tensor|None, # True where valid, of a shape that broadcasts to x; None means all are
-    dim:int, # over which the weights sum to one
-    )->Tensor: # weights, 0 at padding; all 0 where nothing is valid
-    "Softmax over the valid entries."
-    if mask is None: return x.softmax(dim)
-    return x.masked_fill(~mask, torch.finfo(x.dtype).min).softmax(dim) * mask
+__all__ = ['GRAINS', 'token_interaction', 'clip_sentence', 'frame_sentence', 'clip_word', 'frame_word', 'late_interaction']
 
 # %% ../../nbs/alignment/31_tokens.ipynb #0574a3c0
 def _with_guide(tokens:Tensor, guide:Tensor)->Tensor: return torch.einsum('akd,cd->ack', tokens, guide) # (A, C, K)

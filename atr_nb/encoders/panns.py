@@ -13,8 +13,7 @@ from torch import nn, Tensor
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from ..data.audio import LogMel, SpecAugment
-from ..files import weights_hash
-from ..model import Encoded, pool_tokens
+from ..model import Encoded, Encoder
 
 # %% auto #0
 __all__ = ['FIELD', 'PASSED_OVER', 'hide', 'ConvBlock', 'ConvEncoder', 'Panns', 'Cnn10', 'Cnn14', 'BasicBlock', 'ResNet38',
@@ -55,17 +54,15 @@ class ConvBlock(nn.Module):
         return (self.shrink(x, self.pool) if self.pool > 1 else x), steps
 
 # %% ../../nbs/encoders/20_panns.ipynb #0b0336cb
-class ConvEncoder(nn.Module):
-    "A convolutional audio encoder. Subclasses give `spectrum`, `maps` and the five facts."
-    name, width, sample_rate, hop, stride = '', 0, 0, 0, 0 # hop in samples, stride in hops
+class ConvEncoder(Encoder):
+    "A convolutional audio encoder. Subclasses give `spectrum`, `maps` and the facts."
+    hop, stride = 0, 0 # samples from STFT frame to STFT frame, and how many of these make a token
     is_folded, _fingerprint = False, None
-    how = 'mean+max' # of `pool_tokens`: the sum of the two, as in PANNs
     window_seconds = 60. # longer clips are encoded in pieces, except in training
 
     @property
     def frame_seconds(self)->float: return self.stride * self.hop / self.sample_rate # from token to token
-    def pool(self, tokens, mask=None)->Tensor: return pool_tokens(tokens, mask, self.how)
-    def fingerprint(self)->str: return self._fingerprint or weights_hash(self.name, self)
+    def fingerprint(self)->str: return self._fingerprint or super().fingerprint()
 
     def folded(self)->ConvEncoder: # a frozen copy that computes the same faster (last section of this page)
         fast = fold(copy.deepcopy(self).eval())

@@ -9,12 +9,12 @@ from importlib.resources import files
 from pathlib import Path
 import json
 import torch
-from torch import nn, Tensor
+from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertModel
 from transformers.utils import logging
 from ..data.captions import normalise
 from ..files import hash_json, weights_hash
-from ..model import Encoded, pool_tokens
+from ..model import Encoded, Encoder
 
 # %% auto #0
 __all__ = ['minilm_folder', 'load_bert', 'TextEncoder']
@@ -50,7 +50,7 @@ def load_bert(
     return model, tokenizer
 
 # %% ../../nbs/encoders/23_text.ipynb #1f9c0aca
-class TextEncoder(nn.Module):
+class TextEncoder(Encoder):
     "A BERT-like encoder: token ids in, a vector, the words and all layers out."
     def __init__(self,
         source:str|Path='minilm', # 'minilm', 'tiny', a folder, or a name on the Hugging Face hub
@@ -72,8 +72,6 @@ class TextEncoder(nn.Module):
         self.width = self.model.config.hidden_size
         self.longest = min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings) # in tokens
         self.eval()
-
-    def pool(self, tokens, mask=None)->Tensor: return pool_tokens(tokens, mask, self.how)
 
     def fingerprint(self)->str: # of the weights, the configuration and the vocabulary
         config = {k: v for k, v in self.model.config.to_dict().items() if k not in ('_name_or_path', 'transformers_version')}

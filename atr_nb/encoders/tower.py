@@ -4,17 +4,16 @@
 
 # %% ../../nbs/encoders/24_tower.ipynb #9fa1a06d
 from __future__ import annotations
-import math
 import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
-from ..model import Encoded, mask_of, pool_tokens
+from ..model import Encoded, Encoder, RetrievalModel, mask_of, positions, unit
 
 # %% auto #0
-__all__ = ['Precomputed', 'positions', 'Context', 'merge_tokens', 'Tower']
+__all__ = ['Precomputed', 'Context', 'merge_tokens', 'Tower', 'TwoTower']
 
 # %% ../../nbs/encoders/24_tower.ipynb #9cb2785d
-class Precomputed(nn.Module):
+class Precomputed(Encoder):
     "Stands where an encoder would, for features computed before."
     name = 'precomputed'
 
@@ -25,8 +24,7 @@ class Precomputed(nn.Module):
         super().__init__()
         self.width, self.how = width, pool
 
-    def pool(self, tokens, mask=None)->Tensor: return pool_tokens(tokens, mask, self.how)
-    def fingerprint(self)->str: return f'{self.name}-{self.width}-{self.how}'
+    def fingerprint(self)->str: return f'{self.name}-{self.width}-{self.how}' # it has no weights
 
     def forward(self,
         features:Tensor, # (B, T, width)
@@ -35,18 +33,6 @@ class Precomputed(nn.Module):
         if features.shape[-1] != self.width:
             raise ValueError(f"features of width {features.shape[-1]}, but {self.width} were expected: they come from another encoder; extract them again")
         return Encoded(self.pool(features, mask), features, mask)
-
-# %% ../../nbs/encoders/24_tower.ipynb #3a9c1c20
-def positions(
-    length:int, # tokens T
-    width:int, # even
-    device=None,
-    base:float=100, # b: the longest wavelength is 2 pi b tokens
-    )->Tensor: # (T, width), between -1 and 1
-    "Sinusoidal positions, computed in float32. [Vaswani et al. 2017]"
-    rate = torch.exp(torch.arange(0, width, 2, device=device) * (-math.log(base) / width))
-    angle = torch.arange(length, device=device)[:, None] * rate
-    return torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1)
 
 # %% ../../nbs/encoders/24_tower.ipynb #dd290c91
 class Context(nn.Module):
@@ -96,7 +82,7 @@ def _of_valid(f:nn.Module, tokens:Tensor, mask:Tensor|None)->Tensor: # (B, T, wi
 class Tower(nn.Module):
     "An encoder, optional context over its tokens, pooling, and the head into the joint space."
     def __init__(self,
-        encoder:nn.Module, # audio, text, or `Precomputed`
+        encoder:Encoder, # audio, text, or `Precomputed`
         width:int, # of the joint space
         context:int=0, # Transformer layers over the tokens; 0: the pooled vector of the encoder as it is
         tokens:bool=False, # return tokens in the joint space too
@@ -115,9 +101,25 @@ class Tower(nn.Module):
         mask:Tensor|None=None, # True where valid, the shape of x without d
         )->Encoded: # pooled (B, width); tokens (B, T, width) if asked for
         e = self.encoder(x, mask)
-        if self.stride > 1: e.tokens, e.mask = merge_tokens(e.tokens, e.mask, self.stride)
-        if self.context: e.tokens = self.context(e.tokens, e.mask)
-        tokens = _of_valid(self.head, e.tokens, e.mask) if self.tokens or self.pool else None
-        if self.pool: pooled = self.pool(tokens, e.mask)
-        else: pooled = self.head(self.encoder.pool(e.tokens, e.mask) if self.context else e.pooled)
-        return Encoded(pooled, tokens if self.tokens else None, e.mask, e.levels if self.levels else ())
+        tokens, mask = e.tokens, e.mask
+        if self.stride > 1: tokens, mask = merge_tokens(tokens, mask, self.stride)
+        if self.context: tokens = self.context(tokens, mask)
+        joint = _of_valid(self.head, tokens, mask) if self.tokens or self.pool else None
+        if self.pool: pooled = self.pool(joint, mask)
+        else: pooled = self.head(self.encoder.pool(tokens, mask) if self.context else e.pooled)
+        return Encoded(pooled, joint if self.tokens else None, mask, e.levels if self.levels else ())
+
+# %% ../../nbs/encoders/24_tower.ipynb #e1a4155a
+class TwoTower(RetrievalModel):
+    "A method with a tower on either side. Subclasses implement `similarity` and `loss`."
+    def __init__(self,
+        audio:Tower, # for clips
+        text:Tower, # for captions, of the same width
+        ):
+        super().__init__()
+        self.audio, self.text = audio, text
+
+    def scaled(self, e:Encoded)->Encoded: return unit(e) # what is done to the vectors of both towers
+
+    def encode_audio(self, x:Tensor, mask:Tensor|None=None)->Encoded: return self.scaled(self.audio(x, mask))
+    def encode_text(self, x:Tensor, mask:Tensor|None=None)->Encoded: return self.scaled(self.text(x, mask))

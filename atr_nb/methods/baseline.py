@@ -7,9 +7,9 @@ from __future__ import annotations
 from functools import partial
 from torch import nn, Tensor
 from torch.nn import functional as F
-from ..alignment.tokens import late_interaction, unit
-from ..encoders.tower import Tower
-from ..model import Encoded, RetrievalModel
+from ..alignment.tokens import late_interaction
+from ..encoders.tower import Tower, TwoTower
+from ..model import Encoded, unit
 from ..training.losses import LOSSES
 
 # %% auto #0
@@ -24,7 +24,7 @@ def cosine(
     return F.normalize(a, dim=-1) @ F.normalize(b, dim=-1).T
 
 # %% ../../nbs/methods/60_baseline.ipynb #d4357c79
-class Baseline(RetrievalModel):
+class Baseline(TwoTower):
     "Two encoders, two heads, a cosine, a loss. [ancestor: Mei et al. 2022]"
     def __init__(self,
         audio:nn.Module, # audio encoder, or `Precomputed` for cached features
@@ -37,15 +37,13 @@ class Baseline(RetrievalModel):
         context:int=0, # Transformer layers over the tokens in each tower; 0 as in the paper
         stride:int=1, # neighbouring frames averaged into one in front of these
         ):
-        super().__init__()
         if interaction not in ('clip', 'token'): raise ValueError(f"interaction={interaction!r} is unknown; use 'clip' or 'token'")
+        super().__init__(Tower(audio, width, context=context, tokens=interaction == 'token', stride=stride),
+                         Tower(text, width, context=context, tokens=interaction == 'token'))
         self.interaction = interaction
-        self.audio = Tower(audio, width, context=context, tokens=interaction == 'token', stride=stride)
-        self.text = Tower(text, width, context=context, tokens=interaction == 'token')
         self.objective = partial(LOSSES[loss], **({'temperature': temperature} if loss == 'nt_xent' else {'margin': margin}))
 
-    def encode_audio(self, x:Tensor, mask:Tensor|None=None)->Encoded: return self.audio(x, mask)
-    def encode_text(self, x:Tensor, mask:Tensor|None=None)->Encoded: return self.text(x, mask)
+    def scaled(self, e:Encoded)->Encoded: return e # as long as they are, as in the public code; the cosine divides by it
 
     def similarity(self, audio:Encoded, text:Encoded)->Tensor: # (clips, captions)
         return late_interaction(unit(audio), unit(text)) if self.interaction == 'token' else cosine(audio.pooled, text.pooled)

@@ -4,6 +4,7 @@
 
 # %% ../../nbs/methods/61_cmlf.ipynb #0ea0f266
 from __future__ import annotations
+from dataclasses import replace
 from torch import nn, Tensor
 from .baseline import Baseline
 from ..model import Encoded, RetrievalModel
@@ -52,14 +53,13 @@ def thirds(epochs:int)->tuple[int,int,int]: # a fifth, a fifth, and the rest
 
 def cmlf_recipe(
     model:RetrievalModel, # any method with parts `audio` and `text`
-    epochs:int=50, # of all three stages together
+    recipe:Recipe=Recipe(Stage(50)), # of one stage: how the model would be trained without a curriculum, for as many epochs in all
     mining:bool=True, # easy, random, hard; else random throughout
-    lr:float=1e-4, # at the start of each stage
-    lr_step:int=20, # epochs to a reduction, if the whole were one stage
-    **options, # of the recipe: batch_size, patience, ...
     )->Recipe:
-    "The curriculum as a recipe: audio side, text side, everything. [paper; epochs, heads and restarts inferred]"
+    "The same recipe in three stages: audio side, text side, everything. [paper; epochs, heads and restarts inferred]"
+    if len(recipe.stages) > 1: raise ValueError(f"cmlf_recipe: a recipe of {len(recipe.stages)} stages; give one of a single stage")
     rest = lambda side: ('*', *(f'!{p}' for p in encoder_of(model, side)))
-    plan = zip(thirds(epochs), (rest('text'), rest('audio'), ('*',)), ('easy', 'random', 'hard'), ('audio', 'text', 'both'))
-    return Recipe(tuple(Stage(n, train, batches if mining else 'random', lr, max(1, round(n * lr_step / epochs)), name=name)
-                        for n, train, batches, name in plan), **options)
+    plan = zip(thirds(recipe.stages[0].epochs), (rest('text'), rest('audio'), ('*',)), ('easy', 'random', 'hard'), ('audio', 'text', 'both'))
+    stages = [replace(recipe.stages[0].over(n), train=train, batches=batches if mining else 'random', name=name)
+              for n, train, batches, name in plan]
+    return replace(recipe, stages=tuple(stages))

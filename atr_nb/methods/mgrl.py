@@ -6,16 +6,16 @@
 from __future__ import annotations
 from torch import nn, Tensor
 from ..alignment.pooling import pooling, SizeAugmented
-from ..alignment.tokens import GRAINS, unit
-from ..encoders.tower import Tower
-from ..model import Encoded, RetrievalModel
+from ..alignment.tokens import GRAINS
+from ..encoders.tower import Tower, TwoTower
+from ..model import Encoded
 from ..training.losses import nt_xent
 
 # %% auto #0
 __all__ = ['Method', 'MGRL']
 
 # %% ../../nbs/methods/62_mgrl.ipynb #1e958930
-class MGRL(RetrievalModel):
+class MGRL(TwoTower):
     "Multi-grained representation learning. [paper: abstract only; built from its probable ancestors]"
     def __init__(self,
         audio:nn.Module, # audio encoder, or `Precomputed` for cached features
@@ -31,19 +31,15 @@ class MGRL(RetrievalModel):
         context:int=0, # Transformer layers over the frames; words come out of one
         stride:int=1, # neighbouring frames averaged into one
         ):
-        super().__init__()
         if not grains: raise ValueError(f"MGRL: no grains; name at least one of {', '.join(GRAINS)}")
         if unknown := [g for g in grains if g not in GRAINS]: raise ValueError(f"MGRL: grain {unknown[0]!r} is unknown; there is: {', '.join(GRAINS)}")
         if unknown := [l for l in losses or () if l not in (*grains, 'score')]: raise ValueError(f"MGRL: a loss on {unknown[0]!r} is not possible; there is: {', '.join(grains)}, score")
         if losses is not None and not losses: raise ValueError("MGRL: losses=() leaves nothing to minimise; name a grain, or None for all")
         if min(guide_temperature, word_temperature) <= 0: raise ValueError(f"MGRL: guide_temperature={guide_temperature} and word_temperature={word_temperature} must be above 0")
+        tower = lambda encoder, **how: Tower(encoder, width, tokens=tuple(grains) != ('clip-sentence',), pool=SizeAugmented(pooling(aggregation, width), drop), **how)
+        super().__init__(tower(audio, context=context, stride=stride), tower(text))
         self.grains, self.losses = tuple(grains), tuple(losses or grains)
         self.temperature, self.guides = temperature, dict(frames=guide_temperature, words=word_temperature)
-        tower = lambda encoder, **how: Tower(encoder, width, tokens=self.grains != ('clip-sentence',), pool=SizeAugmented(pooling(aggregation, width), drop), **how)
-        self.audio, self.text = tower(audio, context=context, stride=stride), tower(text)
-
-    def encode_audio(self, x:Tensor, mask:Tensor|None=None)->Encoded: return unit(self.audio(x, mask))
-    def encode_text(self, x:Tensor, mask:Tensor|None=None)->Encoded: return unit(self.text(x, mask))
 
     def grain(self, name:str, audio:Encoded, text:Encoded)->Tensor: # (clips, captions), between -1 and 1
         return GRAINS[name](audio, text, **self.guides)

@@ -23,7 +23,7 @@ from ..evaluation.scoring import encode_all, evaluate
 from ..files import (BLANK, Damaged, atomic, check as check_file, code_hash, hash_json, intact, load_arrays, load_json,
     save_arrays, save_json, seal, sealed, write_file)
 from ..methods import create
-from ..model import RetrievalModel
+from ..model import Encoder, RetrievalModel
 from .opening import check, open_encoders, open_split
 from ..settings import Settings
 from ..training.checkpoints import CheckpointError, load_weights
@@ -61,13 +61,18 @@ def peak_memory_mb(device:torch.device)->int:
 # %% ../../nbs/results/70_runs.ipynb #53bd9b4c
 class Workbench:
     "The datasets, encoders, features and untrained models of one `Settings`."
-    def __init__(self, settings:Settings):
+    def __init__(self,
+        settings:Settings,
+        audio:Encoder|None=None, # in the place of the audio encoder that the settings name
+        ):
         check(settings)
-        self.settings, self._splits = settings, {}
+        self.settings, self._audio, self._splits = settings, audio, {}
         self.device = open_device(settings.device, settings.precision)
 
     @cached_property
-    def encoders(self)->tuple: return open_encoders(self.settings)
+    def encoders(self)->tuple[Encoder, Encoder]: # for sound, for text
+        audio, text = open_encoders(self.settings)
+        return self._audio or audio, text
 
     def clips(self, dataset:str, split:str)->Clips: return self.pairs(dataset, split).clips
 
@@ -97,10 +102,13 @@ class Workbench:
         else: audio, text = Precomputed(audio.width, audio.how), Precomputed(text.width, text.how)
         return create(method, audio=audio, text=text, **({'width': self.settings.width} | options))
 
-    def recipe(self, **changes)->Recipe:
+    def recipe(self,
+        epochs:int|None=None, # None: as many as the settings say
+        **changes, # of the recipe: batch_size, patience, ...
+        )->Recipe:
         "The settings' recipe: one stage, everything trainable, random batches."
         s = self.settings
-        stage = Stage(epochs=s.epochs, lr=s.learning_rate, lr_step=s.lr_step)
+        stage = Stage(epochs=s.epochs, lr=s.learning_rate, lr_step=s.lr_step).over(epochs or s.epochs)
         return Recipe(**({'stages': (stage,), 'batch_size': s.batch_size, 'patience': s.patience} | changes))
 
 # %% ../../nbs/results/70_runs.ipynb #750e1041
@@ -190,11 +198,6 @@ class Records(Workbench):
         self._ranks[record['run']] = order
         return self._note(table, row, record)
 
-    def take(self, other:Records)->None:
-        "Put another lab's records and ranks beside ours, such as those of runs under other settings."
-        for r in other.records: self._note(r['table'], r['row'], r)
-        self._ranks, self._splits = self._ranks | other._ranks, other._splits | self._splits
-
     def _note(self, table:str, row:str, record:dict)->dict:
         "Keep a record under a table and a row, in the place of an earlier one of the same dataset and seed."
         place = lambda r: (r['table'], r['row'], r['dataset'], r['seed'])
@@ -226,6 +229,12 @@ class Records(Workbench):
 # %% ../../nbs/results/70_runs.ipynb #bf8e101f
 class Lab(Records):
     "Makes the runs of one paper, never the same run twice."
+    def __init__(self, settings:Settings, paper:str):
+        super().__init__(settings, paper)
+        self._benches = {} # run -> the workbench it was made on, if that is another one
+
+    def bench(self, record:dict)->Workbench: return self._benches.get(record['run'].partition('-')[0], self) # where the run was made
+
     def run(self,
         table:str, # the table the run belongs to
         row:str, # its row there
@@ -236,29 +245,32 @@ class Lab(Records):
         recipe:Recipe|None=None, # default: `Workbench.recipe`
         samplers:dict|None=None, # further ways to draw batches, by name
         extra:dict|None=None, # whatever else determines the run, such as what the samplers were made from
+        bench:Workbench|None=None, # other encoders, more data; None: this lab's own
         )->dict: # the record
         "Make the run, or find it where it was made before; note its record under `table` and `row`."
-        recipe, samplers = recipe or self.recipe(), samplers or {}
-        identity = _identity(self, dataset, method, options or {}, recipe, seed, samplers, extra or {})
+        bench, samplers = bench or self, samplers or {}
+        recipe = recipe or bench.recipe()
+        identity = _identity(bench, dataset, method, options or {}, recipe, seed, samplers, extra or {})
         folder = self.settings.runs/run_name(identity)
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder/'lock'):
             force = self.settings.force and folder.name not in self._ranks # once
-            _ensure_run(self, folder, identity, recipe, samplers, force)
+            _ensure_run(bench, folder, identity, recipe, samplers, force)
             record = load_json(folder/'record.json')
             self._ranks[folder.name] = load_arrays(folder/'ranks.npz')
+        self._benches[folder.name] = bench
         return self._note(table, row, record)
 
     def trained(self, record:dict, weights:str='best')->RetrievalModel:
         "The trained model of a record, in eval mode; `weights='stage1'` is how it was after its first stage."
-        folder = self.settings.runs/record['run']
+        folder, bench = self.settings.runs/record['run'], self.bench(record)
         identity = load_json(folder/'identity.json')
-        model = self.model(identity['method'], identity['options'], identity['seed']).to(self.device)
+        model = bench.model(identity['method'], identity['options'], identity['seed']).to(bench.device)
         return load_weights(folder/f'{weights}.safetensors', model, record['run']).eval()
 
     def after(self, stage:int, table:str, row:str, record:dict)->dict: # a record of its own
         "Measure a run as it was after one of its stages, counted from 1."
-        folder, test = self.settings.runs/record['run'], self.pairs(record['dataset'], 'test')
+        folder, test = self.settings.runs/record['run'], self.bench(record).pairs(record['dataset'], 'test')
         file, name = folder/f'stage{stage}.json', f"{record['run']}-stage{stage}"
         if not (intact(file, load_json) and intact(file.with_suffix('.npz'))):
             measured, order = _measure(test, *evaluate(self.trained(record, f'stage{stage}'), test))
@@ -273,7 +285,7 @@ class Lab(Records):
         "The pooled vectors that a record's model gives to the clips and captions of a split; computed once."
         file = self.settings.runs/record['run']/f'pooled-{split}.safetensors'
         if not intact(file):
-            audio, text = encode_all(self.trained(record), self.pairs(record['dataset'], split))
+            audio, text = encode_all(self.trained(record), self.bench(record).pairs(record['dataset'], split))
             vectors = dict(audio=audio.pooled.contiguous(), text=text.pooled.contiguous())
             with atomic(file) as part:
                 save_file(vectors, part, metadata=dict(checksum=BLANK))
@@ -283,7 +295,7 @@ class Lab(Records):
 
     def scores(self, record:dict)->Tensor: # (clips, captions)
         "The scores of a record's model on its test split."
-        return evaluate(self.trained(record), self.pairs(record['dataset'], 'test'))[0]
+        return evaluate(self.trained(record), self.bench(record).pairs(record['dataset'], 'test'))[0]
 
     def history(self, record:dict)->list[dict]:
         "A line per epoch: stage, epoch, learning rate, losses, validation metrics, score."

@@ -346,12 +346,18 @@ class Verdicts(list):
         "Judged statements under the name of their claim, in order."
         return {name: [c for c in self if c['claim'] == name] for name in dict.fromkeys(c['claim'] for c in self)}
 
+    def of(self, claim:str)->str: # 'holds', 'does not hold' or 'undecided'
+        "The verdict of a whole claim. LookupError for one that was not judged."
+        statements = self.by_claim().get(claim)
+        if not statements: raise LookupError(f"no claim {claim!r} was judged; there are: {', '.join(self.by_claim()) or 'none'}")
+        return overall([c['verdict'] for c in statements])
+
     def _repr_markdown_(self)->str:
         header = ['**claim** and its statements', 'verdict', 'dataset', 'metric', 'effect', '95% interval', 'each seed',
                   'comparison']
         body = []
         for name, statements in self.by_claim().items():
-            whole = SAYS[overall([c['verdict'] for c in statements])]
+            whole = SAYS[self.of(name)]
             body.append([f'**{_md(name)}**', f'**{whole}**'] + [''] * 6)
             body += map(_statement, statements)
         return f'{_md_table(header, body, 4)}\n\n{ABOUT}\n'

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/training/51_recipe.ipynb #005390ab
 from __future__ import annotations
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from torch import nn
 
@@ -35,6 +35,10 @@ class Stage:
     def lr_at(self, epoch:int)->float: # epoch counted from 0 within the stage
         "Learning rate of one epoch."
         return self.lr * self.lr_gamma ** (epoch // self.lr_step)
+
+    def over(self, epochs:int)->Stage:
+        "The same stage in more or fewer epochs; its learning rate falls in the same proportion of them."
+        return replace(self, epochs=epochs, lr_step=max(1, round(self.lr_step * epochs / self.epochs)))
 
 def _require(owner, field, ok, rule):
     if not ok: raise ValueError(f"{type(owner).__name__}: {field}={getattr(owner, field)!r}, but it must be {rule}")
