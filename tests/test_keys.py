@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,6 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SOUND = 'data.audio data.datasets data.scenes'.split()
 FEATURES = SOUND + 'data.features encoders.panns encoders.aisfx model'.split()
 WORDS = 'data.features data.captions encoders.text model'.split()
+parsed = files._module.__wrapped__
 RUN = FEATURES + WORDS + ('data.batches encoders.tower alignment.pooling alignment.tokens evaluation.metrics evaluation.scoring methods.mgrl '
     'training.losses training.recipe training.checkpoints training.trainer training.curriculum results.opening results.runs').split()
 
@@ -38,19 +40,21 @@ def parts():
     return scenes, ear, voice
 
 
+@lru_cache(maxsize=None)
+def read_module(name, text): return parsed(name) # once for each state that a file is in
+
+
 @pytest.fixture
 def package(tmp_path, monkeypatch):
     "A copy of the package, which the hashes look at"
     shutil.copytree(ROOT/'atr_nb', tmp_path/'atr_nb', ignore=shutil.ignore_patterns('__pycache__', 'assets'))
     monkeypatch.setattr(files, 'PACKAGE', tmp_path/'atr_nb')
-    files._module.cache_clear()
-    yield tmp_path/'atr_nb'
-    files._module.cache_clear()
+    monkeypatch.setattr(files, '_module', lambda name: read_module(name, files._file(name).read_text()))
+    return tmp_path/'atr_nb'
 
 
 def keys(parts):
     "The keys of a manifest, of features of sound and of words, and of a run"
-    files._module.cache_clear()
     scenes, ear, voice = parts
     for name in ('manifest_hash', 'sound_hash'): vars(scenes).pop(name, None)
     bench = SimpleNamespace(settings=replace(load('smoke'), root=ROOT), encoders=(ear, voice), clips=lambda dataset, split: scenes, device=torch.device('cpu'))

@@ -4,8 +4,9 @@
 
 # %% ../../nbs/data/10_audio.ipynb #7e849eb2
 from __future__ import annotations
+from contextlib import contextmanager
 from pathlib import Path
-import re
+import io, re
 import soundfile as sf
 import soxr
 import torch
@@ -13,8 +14,8 @@ from torch import nn, Tensor
 from torchaudio.functional import mask_along_axis_iid, melscale_fbanks, spectrogram
 
 # %% auto #0
-__all__ = ['LEAST_SECONDS', 'LEAST_RATE', 'BLOCK', 'STREAMED', 'AudioError', 'check_audio', 'promised', 'decode', 'mirror_ends',
-           'LogMel', 'aisfx_filters', 'AisfxSpectrogram', 'SpecAugment']
+__all__ = ['LEAST_SECONDS', 'UNKNOWN', 'LEAST_RATE', 'BLOCK', 'STREAMED', 'AudioError', 'check_audio', 'opened', 'promised',
+           'file_duration', 'decode', 'mirror_ends', 'LogMel', 'aisfx_filters', 'AisfxSpectrogram', 'SpecAugment']
 
 # %% ../../nbs/data/10_audio.ipynb #27fd2d48
 LEAST_SECONDS = 0.05 # one STFT window of the aisfx front end, rounded up
@@ -34,10 +35,58 @@ def check_audio(
     if waveform.abs().max() < 2**-15: raise AudioError(f"{path}: is silent; replace the file or leave it out")
     return waveform
 
+# %% ../../nbs/data/10_audio.ipynb #5931a9f4
+UNKNOWN = 2**40 # frames; no file has as many, so one that claims them does not know
+
+class _Forward(sf.SoundFile):
+    "Read once, from beginning to end; soundfile otherwise seeks after every block."
+    def seekable(self)->bool: return False
+
+def _more_to_come(rate:int, channels:int)->bytes: # a silent mp3 packet that promises 2**31 others
+    octave = next(k for k in (0, 1, 2) if rate << k >= 32000) # MPEG 1, 2 or 2.5
+    size = (144 if octave == 0 else 72) * (320_000 if octave == 0 else 160_000) // rate
+    head = bytes([255, (0xFB, 0xF3, 0xE3)[octave], 14 << 4 | (44100, 48000, 32000).index(rate << octave) << 2, 0 if channels == 2 else 3 << 6])
+    side = (17 if octave == 0 else 9) if channels == 1 else (32 if octave == 0 else 17)
+    return (head + bytes(side) + b'Info' + (1).to_bytes(4) + (2**31 - 1).to_bytes(4)).ljust(size, b'\0')
+
+def _source(path:str|Path)->str|io.BytesIO: # what to open: the file, or its content with a length
+    with sf.SoundFile(str(path)) as f: found = f.format, f.frames, f.extra_info, f.samplerate, f.channels
+    kind, frames, remarks, rate, channels = found
+    if kind == 'MP3' and re.search('bitrate mode +: constant', remarks):
+        raw = Path(path).read_bytes()
+        if not re.search(rb'(Info|Xing)\0\0\0', raw):
+            tags = sum(map(int, re.findall(r'ID3v2.* header length :\s+(\d+)', remarks))) # bytes, in front of the first packet
+            return io.BytesIO(raw[:tags] + _more_to_come(rate, channels) + raw[tags:])
+    if kind.startswith('WAV') and not frames:
+        raw = Path(path).read_bytes()
+        head, data, sound = raw.partition(b'data\0\0\0\0')
+        if sound and not sound[:4].strip().isalnum(): return io.BytesIO(head + b'data' + b'\xff' * 4 + sound) # no other chunk follows
+    return str(path)
+
+@contextmanager
+def opened(
+    path:str|Path, # an audio file
+    ): # yields a `soundfile.SoundFile`
+    "Open a file that is read once, from beginning to end. `AudioError` when it, or what is read of it, cannot be understood."
+    try:
+        if Path(path).suffix.lower() == '.raw': raise sf.LibsndfileError(1) # of a format that is none
+        with _Forward(_source(path)) as f: yield f
+    except sf.LibsndfileError as e:
+        why = e.error_string or 'damaged or cut short'
+        raise AudioError(f"{path}: cannot be decoded ({why}); wav, flac, ogg and mp3 are understood") from e
+
 # %% ../../nbs/data/10_audio.ipynb #acec0c75
 LEAST_RATE = 1000 # Hz; nothing that a caption speaks of is left below
 BLOCK = 2**20 # frames read at a time
 STREAMED = 0x7FFF0000 # bytes; a wav file that claims to be larger was written into a pipe
+
+def _ends(path:str|Path)->bool: # is the last page of an ogg file there, and whole?
+    with open(path, 'rb') as raw:
+        raw.seek(max(0, raw.seek(0, 2) - 2**17)) # longer than the longest page
+        page = raw.read().rpartition(b'OggS')[2]
+    if len(page) < 23 or not page[1] & 4: return False # the flag that says: last page
+    sizes = page[23:23 + page[22]]
+    return len(sizes) == page[22] and len(page) >= 23 + len(sizes) + sum(sizes)
 
 def promised(
     f:sf.SoundFile, # opened, and read to its end
@@ -45,20 +94,17 @@ def promised(
     frames:int, # how many were found
     )->float: # how many its header promises, infinitely many for an ogg file without its end
     "How long a file claims to be."
-    if f.format == 'OGG':
-        with open(path, 'rb') as raw:
-            raw.seek(max(0, raw.seek(0, 2) - 2**16)) # longer than the longest page
-            page = raw.read().rpartition(b'OggS')[2]
-        return frames if len(page) > 1 and page[1] & 4 else float('inf') # the flag that says: last page
-    if data := re.search(r'^data : (\d+) \(should be (\d+)\)', f.extra_info, re.M): # libsndfile's own remark on a wav file
-        claimed, there = map(int, data.groups())
+    if f.format == 'OGG': return frames if _ends(path) else float('inf')
+    remark = r'^ *(?:data|Data Size|SSND|Riff size|riff) +: (\d+) \(should be (\d+)\)' # libsndfile's own
+    if sizes := re.search(remark, f.extra_info, re.M):
+        claimed, there = map(int, sizes.groups())
         return frames * claimed / there if there < claimed < STREAMED else frames
-    return f.frames
+    return f.frames if f.frames < UNKNOWN else frames
 
 # %% ../../nbs/data/10_audio.ipynb #32c1907c
 def _read(path:str|Path)->tuple[Tensor, int]: # mono waveform (S,), samples per second
     blocks = []
-    with sf.SoundFile(str(path)) as f:
+    with opened(path) as f:
         while len(block := f.read(BLOCK, dtype='float32', always_2d=True)): blocks.append(torch.from_numpy(block).mean(1))
         waveform, rate = torch.cat(blocks) if blocks else torch.zeros(0), f.samplerate
         claimed = promised(f, path, len(waveform))
@@ -67,16 +113,20 @@ def _read(path:str|Path)->tuple[Tensor, int]: # mono waveform (S,), samples per 
         raise AudioError(f"{path}: is cut short, {told} and {len(waveform) / rate:.2f} s are there; copy or download it again")
     return waveform, rate
 
+def file_duration(
+    path:str|Path, # an audio file
+    )->float:
+    "How long it is: as its header says, or counted where that does not say."
+    with opened(path) as f: frames, rate = f.frames, f.samplerate
+    return (frames if frames < UNKNOWN else len(_read(path)[0])) / rate
+
 def decode(
     path:str|Path, # an audio file: wav, flac, ogg, mp3
     sample_rate:int, # wanted samples per second
     )->Tensor: # mono waveform (S,), float32, full scale is [-1, 1]
     "Read a file, mix it to mono, resample it. `AudioError` when it cannot be read or used, `FileNotFoundError` when it is not there."
     if not Path(path).is_file(): raise FileNotFoundError(f"{path}: no such audio file; check the path in the dataset's table")
-    try: waveform, old = _read(path)
-    except sf.LibsndfileError as e:
-        why = e.error_string or 'damaged or cut short'
-        raise AudioError(f"{path}: cannot be decoded ({why}); wav, flac, ogg and mp3 are understood") from e
+    waveform, old = _read(path)
     if old < LEAST_RATE: raise AudioError(f"{path}: has {old} samples per second, at least {LEAST_RATE} are needed; export it again")
     check_audio(waveform, path, old)
     return torch.from_numpy(soxr.resample(waveform.numpy(), old, sample_rate)) if old != sample_rate else waveform

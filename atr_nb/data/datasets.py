@@ -9,11 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 import pandas as pd
-import soundfile as sf
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from .audio import AudioError, decode
+from .audio import decode, file_duration
 from ..files import code_hash, digest, hash_json
 
 # %% auto #0
@@ -132,9 +131,7 @@ class Files(Clips):
 
     def duration(self, i:int)->float: # seconds, from the file's header
         if self.pad and self.seconds: return self.seconds
-        try: info = sf.info(str(self.paths[i]))
-        except sf.LibsndfileError as e: raise AudioError(f"{self.paths[i]}: cannot be decoded ({e.error_string}); replace the file or leave it out") from e
-        return min(info.frames / info.samplerate, self.seconds or float('inf'))
+        return min(file_duration(self.paths[i]), self.seconds or float('inf'))
 
     @cached_property
     def digests(self)->list[str]: # of every file

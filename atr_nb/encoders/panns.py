@@ -82,8 +82,8 @@ class ConvEncoder(Encoder):
         )->Encoded: # tokens (B, T, width)
         long = not self.training and waveform.shape[1] > self.window_seconds * self.sample_rate
         alone = self.is_folded and waveform.device.type == 'cpu'
-        if len(waveform) > 1 and (long or alone): return self._one_by_one(waveform, mask)
-        return self._in_windows(waveform, mask) if long else self._whole(waveform, mask)
+        if len(waveform) > 1 and (long or alone) or long and mask is not None: return self._one_by_one(waveform, mask)
+        return self._in_windows(waveform) if long else self._whole(waveform, mask)
 
     def _whole(self, waveform, mask)->Encoded:
         lengths = None if mask is None or mask.all() else mask.sum(1)
@@ -110,8 +110,7 @@ def _join(parts:list[Encoded], cuts:list[tuple[int, int|None]])->tuple[Tensor, t
         return torch.cat([of(e)[:, a*ratio:None if b is None else b*ratio] for e, (a, b) in zip(parts, cuts)], 1)
     return row(lambda e: e.tokens), tuple(row(lambda e, k=k: e.levels[k]) for k in range(len(parts[0].levels)))
 
-def _in_windows(self:ConvEncoder, waveform:Tensor, mask:Tensor|None)->Encoded: # one clip (1, samples)
-    if mask is not None: waveform = waveform[:, :int(mask.sum())]
+def _in_windows(self:ConvEncoder, waveform:Tensor)->Encoded: # one clip (1, samples)
     step = self.stride * self.hop # samples from token to token
     core = max(1, round(self.window_seconds * self.sample_rate / step)) # tokens of a piece
     total = (1 + waveform.shape[1] // self.hop) // self.stride
