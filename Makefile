@@ -3,7 +3,7 @@
 # make test        undefined names, every notebook as a test, then pytest
 # make docs        the notebooks as a web site in _docs/
 # make lab         JupyterLab on the notebooks
-# make readme      README.md from nbs/index.ipynb
+# make readme      nbs/index.ipynb run again, and README.md from it
 # make export      the package from the notebooks
 #
 # Each of them first makes the virtual environment .venv, or brings it up to date when pyproject.toml has changed.

@@ -8,20 +8,19 @@ from argparse import ArgumentParser, HelpFormatter, Namespace
 from contextlib import contextmanager, suppress
 from pathlib import Path
 import errno, hashlib, os, re, sys, time
-from .pages import read_notebook, readme, site
+from .notebooks import about, read_notebook
+from .pages import readme, refresh, site
 from .settings import Settings, find_ini, load, suggest
 
 # %% auto #0
-__all__ = ['papers', 'notebooks', 'choose', 'Progress', 'tables', 'tidy', 'alone', 'execute', 'parameters', 'told', 'reproduce',
-           'report', 'data_check', 'show', 'pages', 'parser', 'main']
+__all__ = ['notebooks', 'choose', 'Progress', 'tables', 'tidy', 'alone', 'execute', 'parameters', 'told', 'reproduce', 'report',
+           'data_check', 'show', 'pages', 'parser', 'main']
 
 # %% ../nbs/80_cli.ipynb #76fd8f13
-papers = ('baseline', '3cmlf', 'mgrl', 'hci_ac', 'tha_dcr', 'diffatr')
-
 def notebooks(folder:Path)->dict[str,Path]: # name -> notebook
     "The reproduction notebooks in `folder`, in the order in which to run them"
-    found = {p.stem: p for p in sorted(folder.glob('*.ipynb'))}
-    return {name: found[name] for name in (*papers, *found) if name in found}
+    files = sorted(folder.glob('*.ipynb'), key=lambda file: (about(file).order, file.stem))
+    return {file.stem: file for file in files}
 
 def choose(
     names:str, # 'all', or names with commas between them
@@ -30,7 +29,6 @@ def choose(
     "The notebooks asked for. A name without a notebook is an error that lists the known ones."
     chosen = list(found) if names.strip() == 'all' else [n.strip() for n in names.split(',') if n.strip()]
     for name in chosen:
-        if name in papers and name not in found: raise ValueError(f'{name} has no reproduction notebook yet; there are: {", ".join(found)}')
         if name not in found: raise ValueError(f'unknown paper {name!r}{suggest(name, list(found))}')
     if not chosen: raise ValueError(f'no paper to reproduce; there are: {", ".join(found) or "no notebooks at all"}')
     return list(dict.fromkeys(chosen))
@@ -75,9 +73,10 @@ def tidy(nb):
     "Remove from an executed notebook what differs between two equal runs, in place"
     given = nb.metadata.get('papermill', {}).get('parameters', {})
     given = {k: v for k, v in given.items() if not str(v).startswith(('/', '~'))}
+    kept = {k: v for k, v in nb.metadata.items() if k == 'atr_nb'}
+    if given: kept['papermill'] = dict(parameters=given)
     nb.metadata.clear()
-    nb.metadata.update(kernelspec=dict(display_name='Python 3', language='python', name='python3'))
-    if given: nb.metadata['papermill'] = dict(parameters=given)
+    nb.metadata.update(kernelspec=dict(display_name='Python 3', language='python', name='python3'), **kept)
     for cell in nb.cells:
         tags = cell.metadata.get('tags', [])
         cell.metadata.clear()
@@ -248,11 +247,17 @@ def show(args:Namespace)->int:
 def pages(args:Namespace)->int:
     "Write README.md or the HTML site"
     root = find_ini().parent
-    if args.command == 'readme': (root/'README.md').write_text(readme(root), encoding='utf-8')
+    if args.command == 'readme':
+        refresh(root/'nbs'/'index.ipynb')
+        (root/'README.md').write_text(readme(root), encoding='utf-8')
     else: print(f'{len(site(root, root/args.out))} pages: {root/args.out/"index.html"}')
     return 0
 
 # %% ../nbs/80_cli.ipynb #c59d5949
+def _some()->str: # what may be asked for, in the words of the help
+    try: return 'some of ' + ' '.join(notebooks(find_ini().parent/'nbs'/'reproduce')).replace('%', '%%')
+    except (ValueError, OSError): return 'names of notebooks'
+
 def parser()->ArgumentParser:
     wide = dict(formatter_class=lambda prog: HelpFormatter(prog, max_help_position=26, width=110))
     top = ArgumentParser('atr-nb', description='Audio-text retrieval papers, reproduced in notebooks.', **wide)
@@ -263,7 +268,7 @@ def parser()->ArgumentParser:
         return p
 
     p = command('reproduce', reproduce, 'run the reproduction notebooks and render their tables')
-    p.add_argument('--papers', default='all', metavar='NAMES', help=f'all (default), or some of {" ".join(papers)}, with commas between them')
+    p.add_argument('--papers', default='all', metavar='NAMES', help=f'all (default), or {_some()}, with commas between them')
     p.add_argument('--profile', metavar='P', help='a section of settings.ini (default: embedded)')
     p.add_argument('--seeds', metavar='0,1', help='seeds for the main tables')
     p.add_argument('--device', metavar='D',
@@ -278,7 +283,7 @@ def parser()->ArgumentParser:
     command('check', data_check, 'decode every clip of a folder with a metadata.csv and list what is wrong', data).add_argument('folder', metavar='FOLDER')
     command('settings', show, 'print what a profile comes to').add_argument('--profile', metavar='P')
     command('docs', pages, 'write the notebooks as a browsable HTML site').add_argument('--out', default='_docs', metavar='DIR')
-    command('readme', pages, 'write README.md from nbs/index.ipynb')
+    command('readme', pages, 'run nbs/index.ipynb and write README.md from it')
     return top
 
 # %% ../nbs/80_cli.ipynb #ca451bd1

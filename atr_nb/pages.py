@@ -4,90 +4,108 @@
 
 # %% ../nbs/79_pages.ipynb #93a6243e
 from __future__ import annotations
+from copy import deepcopy
 from dataclasses import dataclass
 from html import escape
+from math import inf
 from pathlib import Path
 from posixpath import normpath, relpath
 from shutil import copyfile, copytree, rmtree
 import re
+from .notebooks import about, body, presentable, read_notebook
 
 # %% auto #0
-__all__ = ['rooms', 'Page', 'read_notebook', 'house', 'presentable', 'readme', 'mathml', 'frame', 'site']
+__all__ = ['rooms', 'Page', 'house', 'reproductions', 'papers', 'verdicts', 'readme', 'refresh', 'frame', 'executed', 'site']
 
 # %% ../nbs/79_pages.ipynb #21a92243
-rooms = {'': 'The whole', 'data': 'Data', 'encoders': 'Encoders', 'alignment': 'Alignment', 'evaluation': 'Evaluation',
-         'training': 'Training', 'methods': 'Methods', 'results': 'Results', 'reproduce': 'Reproductions', 'guides': 'Guides'}
+rooms = {'nbs': 'The whole', 'nbs/data': 'Data', 'nbs/encoders': 'Encoders', 'nbs/alignment': 'Alignment',
+         'nbs/evaluation': 'Evaluation', 'nbs/training': 'Training', 'nbs/methods': 'Methods', 'nbs/results': 'Results',
+         'nbs/reproduce': 'Reproductions', 'nbs/guides': 'Guides'}
 
 @dataclass(frozen=True)
 class Page:
     "One notebook, as the site lists it"
-    path:str # below nbs/, such as data/13_scenes.ipynb
+    path:str # in the repository, such as nbs/data/13_scenes.ipynb
     title:str # its first heading
     summary:str # its `>` line
+    order:float=inf # its place in its room, if it names one
 
     @property
-    def room(self)->str: return self.path.rpartition('/')[0]
+    def folder(self)->str: return self.path.rpartition('/')[0]
+    @property
+    def name(self)->str: return self.path.rpartition('/')[2].removesuffix('.ipynb')
     @property
     def html(self)->str: return self.path.removesuffix('.ipynb') + '.html'
 
 # %% ../nbs/79_pages.ipynb #a7bdd623
-def _place(path:str): # index first, then by room, then by name, which begins with a number
-    room = path.rpartition('/')[0]
-    return path != 'index.ipynb', list(rooms).index(room) if room in rooms else len(rooms), path
+def _place(page:Page): # index first, then by room, then as the notebooks say, then by name
+    room = list(rooms).index(page.folder) if page.folder in rooms else len(rooms)
+    return page.path != 'nbs/index.ipynb', room, page.order, page.path
 
-def read_notebook(file:Path):
-    "A notebook. What is none is a ValueError that names the file."
-    import nbformat
-    try:
-        nb = nbformat.read(file, 4)
-        nbformat.validate(nb)
-        return nb
-    except Exception as e: raise ValueError(f'{file} is not a notebook: {str(e).partition(chr(10))[0]}') from e
+def _page(file:Path, root:Path)->Page:
+    said = about(file)
+    return Page(file.relative_to(root).as_posix(), said.title, said.summary, said.order)
 
-def house(nbs:Path)->list[Page]:
-    "Every notebook under `nbs`, in the order in which a reader would walk through them"
-    pages = []
-    for file in nbs.rglob('*.ipynb'):
-        path = file.relative_to(nbs).as_posix()
-        if '.ipynb_checkpoints' in path: continue
-        text = '\n\n'.join(c.source for c in read_notebook(file).cells if c.cell_type == 'markdown')
-        title, summary = (re.search(rf'^{mark} +(.+)$', text, re.M) for mark in '#>')
-        pages.append(Page(path, title[1].replace('`', '') if title else path, summary[1] if summary else ''))
-    return sorted(pages, key=lambda p: _place(p.path))
+def house(
+    root:Path, # the folder that holds nbs/
+    )->list[Page]:
+    "Every notebook under `nbs/`, in the order in which a reader would walk through them"
+    files = [f for f in (root/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in f.parts]
+    return sorted((_page(f, root) for f in files), key=_place)
 
 # %% ../nbs/79_pages.ipynb #48a74ea1
-def presentable(nb):
-    "The notebook as it should be shown: without directives and hidden cells; exported cells carry the tag `export`"
-    shown = []
-    for cell in nb.cells:
-        lines = cell.source.splitlines()
-        marks = {l.split()[1] for l in lines if re.match(r'#\| *\w', l)}
-        if marks & {'default_exp', 'hide'}: continue
-        cell.source = '\n'.join(l for l in lines if not l.startswith('#|')).strip()
-        if 'export' in marks: cell.metadata['tags'] = [*cell.metadata.get('tags', []), 'export']
-        if cell.source or cell.get('outputs'): shown.append(cell)
-    nb.cells = shown
-    return nb
+def reproductions(root:Path)->list[Page]: return [p for p in house(root) if p.folder == 'nbs/reproduce'] # in their order
+
+def papers(
+    root:Path, # the folder that holds nbs/
+    )->str: # a table in Markdown; links start in nbs/
+    "The papers that can be reproduced, as their notebooks name them"
+    rows = [f'| [`{p.name}`]({relpath(p.path, "nbs")}) | {p.summary} |' for p in reproductions(root)]
+    return '\n'.join(['| name | paper |', '|---|---|', *rows])
+
+def verdicts(
+    root:Path, # the folder that holds nbs/ and reports/
+    profile:str='embedded',
+    )->str: # a table in Markdown; links start in nbs/
+    "Every claim with its verdict; a paper's name leads to the notebook that was run"
+    from atr_nb.results.tables import SAYS, load_claims
+    rows = []
+    for name in (p.name for p in reproductions(root)):
+        folder = root/'reports'/profile/name
+        if not (folder/'claims.json').is_file(): continue # not run with this profile yet
+        claims, executed = load_claims(folder), f'../reports/{profile}/{name}/notebook.ipynb'
+        said = [(claim.replace('|', r'\|'), SAYS[claims.of(claim)]) for claim in claims.by_claim()]
+        rows += [f'| [`{name}`]({executed}) | {claim} | {verdict} |' for claim, verdict in said]
+    return '\n'.join(['| paper | claim | verdict |', '|---|---|---|', *rows])
 
 # %% ../nbs/79_pages.ipynb #ce0512f6
 def readme(root:Path # the folder that holds nbs/
           )->str: # the text of README.md
-    "README.md, made from nbs/index.ipynb"
+    "README.md, made from nbs/index.ipynb and the outputs stored in it"
     from nbconvert import MarkdownExporter
     nb = presentable(read_notebook(root/'nbs'/'index.ipynb'))
     nb.metadata['language_info'] = dict(name='python') # names the language of code blocks
-    body, _ = MarkdownExporter().from_notebook_node(nb)
-    body = re.sub(r'\]\((?![a-z]+:|#|/)([^)]+)\)', lambda m: f']({normpath("nbs/" + m[1])})', body)
-    return '<!-- made from nbs/index.ipynb by `make readme` -->\n\n' + re.sub(r'\n{3,}', '\n\n', body).strip() + '\n'
+    text, _ = MarkdownExporter().from_notebook_node(nb)
+    text = re.sub(r'\]\((?![a-z]+:|#|/)([^)]+)\)', lambda m: f']({normpath("nbs/" + m[1])})', text)
+    return '<!-- made from nbs/index.ipynb by `make readme` -->\n\n' + re.sub(r'\n{3,}', '\n\n', text).strip() + '\n'
 
-# %% ../nbs/79_pages.ipynb #2841ee27
-def mathml(latex:str, # without the dollar signs
-           display:str='inline', # 'inline' or 'block'
-          )->str:
-    "LaTeX as MathML"
-    from latex2mathml.converter import convert
-    try: return convert(re.sub(r'\{(aligned|align)\}', '{align*}', latex), display=display)
-    except Exception: return f'<code>{escape(latex)}</code>'
+# %% ../nbs/79_pages.ipynb #f32020fc
+def refresh(
+    file:Path, # a notebook
+    )->None:
+    "Run a notebook and keep what it shows, in place. One that does not run is a ValueError that names file and error."
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError
+    import nbformat
+    nb = read_notebook(file)
+    metadata = deepcopy(nb.metadata)
+    how = dict(kernel_name='python3', record_timing=False, extra_arguments=['--log-level=CRITICAL']) # kernels complain otherwise
+    try: NotebookClient(nb, resources=dict(metadata=dict(path=str(file.parent))), **how).execute()
+    except CellExecutionError as e: raise ValueError(f'{file} does not run: {e.ename}: {e.evalue}') from None
+    nb.metadata = metadata
+    for cell in (c for c in nb.cells if c.cell_type == 'code'):
+        for counted in (cell, *(o for o in cell.outputs if o.output_type == 'execute_result')): counted.execution_count = None
+    nbformat.write(nb, file)
 
 # %% ../nbs/79_pages.ipynb #f9c8c79e
 _css = '''
@@ -97,6 +115,7 @@ _css = '''
 nav { width:17rem; flex:none; height:100vh; position:sticky; top:0; overflow-y:auto; padding:1.5rem 1.2rem; border-right:1px solid var(--line); font-size:.86rem }
 nav b { display:block; margin:1.1rem 0 .2rem; color:var(--soft); font-weight:600 } nav a { display:block; padding:.12rem 0; color:inherit }
 nav a.here { color:var(--accent); font-weight:600 } a { color:var(--accent); text-decoration:none } a:hover { text-decoration:underline }
+.anchor-link { margin-left:.4em; opacity:0 } :is(h1,h2,h3,h4):hover .anchor-link { opacity:1 }
 main { flex:1; min-width:0; max-width:66rem; margin:0 auto; padding:2.5rem 2rem 5rem } .text_cell_render > :not(pre,table,.highlight) { max-width:48rem } h1,h2,h3 { line-height:1.25; margin:2.2rem 0 .8rem } h1 { margin-top:0 }
 blockquote { margin:0 0 1.5rem; color:var(--soft); font-size:1.1rem } blockquote p { margin:0 }
 pre,code { font:.81rem/1.5 ui-monospace,Menlo,Consolas,monospace } code { background:var(--shade); padding:.1em .3em; border-radius:3px } pre code { padding:0; background:none }
@@ -113,61 +132,77 @@ footer { display:flex; justify-content:space-between; margin-top:4rem; padding-t
 # %% ../nbs/79_pages.ipynb #d80b372b
 def _link(page:Page, here:Page, text:str='')->str:
     mark = ' class="here"' if page == here else ''
-    return f'<a{mark} href="{relpath(page.html, here.room or ".")}">{text or escape(page.title)}</a>'
+    return f'<a{mark} href="{relpath(page.html, here.folder)}">{text or escape(page.title)}</a>'
 
 def _by_room(pages, item)->str: # a heading for every room, then its pages
     return ''.join(f'<b>{name}</b>' + ''.join(map(item, inside)) for room, name in rooms.items()
-                   if (inside := [p for p in pages if p.room == room]))
+                   if (inside := [p for p in pages if p.folder == room]))
 
 def frame(page:Page, # the page to show
-          pages:list[Page], # all of them, in order
-          body:str, # its HTML
+          pages:list[Page], # those that the navigation lists, in order
+          html:str, # the body
+          before:Page|None=None, # where to go back to
+          after:Page|None=None, # where to go on to
          )->str: # a complete HTML document
     "Put navigation around a notebook's HTML"
-    up, i = '../' * page.html.count('/'), pages.index(page)
-    nav = f'<a href="{up}index.html"><strong>atr_nb</strong></a><a href="{up}../reports/index.html">Results</a>' + _by_room(pages, lambda p: _link(p, page))
-    before = _link(pages[i-1], page, f'&larr; {escape(pages[i-1].title)}') if i else '<span></span>'
-    after = _link(pages[i+1], page, f'{escape(pages[i+1].title)} &rarr;') if i + 1 < len(pages) else ''
+    top = relpath('.', page.folder)
+    nav = (f'<a href="{top}/nbs/index.html"><strong>atr_nb</strong></a><a href="{top}/reports/index.html">Results</a>'
+           + _by_room(pages, lambda p: _link(p, page)))
+    back = _link(before, page, f'&larr; {escape(before.title)}') if before else '<span></span>'
+    on = _link(after, page, f'{escape(after.title)} &rarr;') if after else ''
     return (f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-            f'<title>{escape(page.title)} · atr_nb</title><link rel="stylesheet" href="{up}style.css">'
-            f'<nav>{nav}</nav><main>{body}<footer>{before}{after}</footer></main></html>\n')
-
-# %% ../nbs/79_pages.ipynb #a9652e08
-def _exporter():
-    "nbconvert's bare HTML, with formulas as MathML"
-    from nbconvert import HTMLExporter
-    from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
-
-    class Renderer(IPythonRenderer):
-        def block_math(self, body): return mathml(body, 'block')
-        def multiline_math(self, text): return mathml(text, 'block')
-        def inline_math(self, body): return mathml(body)
-        def latex_environment(self, name, body): return mathml(rf'\begin{{{name}}}{body}\end{{{name}}}', 'block')
-
-    render = lambda source: MarkdownWithMath(renderer=Renderer(escape=False, anchor_link_text='')).render(source)
-    as_is = lambda html: html.decode() if isinstance(html, bytes) else html # cleaning is slow, and for notebooks of strangers
-    return HTMLExporter(template_name='basic', filters={'markdown2html': render, 'clean_html': as_is})
+            f'<title>{escape(page.title)} · atr_nb</title><link rel="stylesheet" href="{top}/nbs/style.css">'
+            f'<nav>{nav}</nav><main>{html}<footer>{back}{on}</footer></main></html>\n')
 
 # %% ../nbs/79_pages.ipynb #e43a56df
+def _lead(written:str, shown:str): # folders in the repository: where links were written, and where their page stands
+    def lead(link):
+        path, mark, part = link.partition('#')
+        return relpath(re.sub(r'\.ipynb$', '.html', normpath(f'{written}/{path}')), shown) + mark + part
+    return lead
+
+def executed(
+    root:Path, # the folder that holds nbs/ and reports/
+    )->dict[Page, Page]: # a notebook that was run -> the one it was made from
+    "The executed notebooks in `reports/` whose source is there"
+    sources = {p.name: p for p in house(root) if p.folder in ('nbs/reproduce', 'nbs/guides')}
+    files = sorted((root/'reports').glob('*/*/notebook.ipynb'))
+    return {_page(f, root): sources[f.parent.name] for f in files if f.parent.name in sources}
+
+def _write(out:Path, page:Page, html:str)->None:
+    (out/page.html).parent.mkdir(parents=True, exist_ok=True)
+    (out/page.html).write_text(html, encoding='utf-8')
+
+# %% ../nbs/79_pages.ipynb #ad5106d2
+def _empty(out:Path)->None: # an earlier site is removed, anything else is an error
+    if out.exists() and any(out.iterdir()) and not (out/'nbs'/'style.css').exists():
+        raise ValueError(f'{out} holds something else than a site; choose another folder')
+    rmtree(out, ignore_errors=True)
+
+def _style()->str:
+    from pygments.formatters import HtmlFormatter
+    return _css + HtmlFormatter(style='friendly').get_style_defs('.highlight') + '.highlight { background:none }'
+
 def site(root:Path, # the folder that holds nbs/
          out:Path, # the folder to write; an earlier site is replaced, anything else is an error
         )->list[Page]: # the pages written
     "Write every notebook as HTML, with navigation, reports and an index"
-    from pygments.formatters import HtmlFormatter
-    pages, exporter, style = house(root/'nbs'), _exporter(), out/'nbs'/'style.css'
-    if out.exists() and any(out.iterdir()) and not style.exists(): raise ValueError(f'{out} holds something else than a site; choose another folder')
-    rmtree(out, ignore_errors=True)
-    style.parent.mkdir(parents=True)
-    style.write_text(_css + HtmlFormatter(style='friendly').get_style_defs('.highlight') + '.highlight { background:none }', encoding='utf-8')
-    for page in pages:
-        body, _ = exporter.from_notebook_node(presentable(read_notebook(root/'nbs'/page.path)))
-        body = re.sub(r'href="(?![a-z]+:|#)([^"]+)\.ipynb', r'href="\1.html', body)
-        if page.path == 'index.ipynb': body += f'<h2>All pages</h2><dl>{_by_room(pages, lambda p: f"<dt>{_link(p, page)}</dt><dd>{escape(p.summary)}</dd>")}</dl>'
-        file = out/'nbs'/page.html
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(frame(page, pages, body), encoding='utf-8')
-    (out/'index.html').write_text('<!doctype html><meta http-equiv="refresh" content="0; url=nbs/index.html"><a href="nbs/index.html">atr_nb</a>\n', encoding='utf-8')
+    pages, ran = house(root), executed(root)
+    _empty(out)
+    (out/'nbs').mkdir(parents=True)
+    (out/'nbs'/'style.css').write_text(_style(), encoding='utf-8')
+    for before, page, after in zip([None, *pages], pages, [*pages[1:], None]):
+        html = body(read_notebook(root/page.path), _lead(page.folder, page.folder))
+        if page.path == 'nbs/index.ipynb':
+            listed = _by_room(pages, lambda p: f'<dt>{_link(p, page)}</dt><dd>{escape(p.summary)}</dd>')
+            html += f'<h2>All pages</h2><dl>{listed}</dl>'
+        _write(out, page, frame(page, pages, html, before, after))
+    front = '<!doctype html><meta http-equiv="refresh" content="0; url=nbs/index.html"><a href="nbs/index.html">atr_nb</a>\n'
+    (out/'index.html').write_text(front, encoding='utf-8')
     for name in ('settings.ini', 'LICENSE', 'CREDITS.md', 'CHANGELOG.md', 'CONTRIBUTING.md'):
         if (root/name).exists(): copyfile(root/name, out/name)
     if (root/'reports').exists(): copytree(root/'reports', out/'reports')
-    return pages
+    for page, source in ran.items():
+        html = body(read_notebook(root/page.path), _lead(source.folder, page.folder), clean=True)
+        _write(out, page, frame(page, pages, html, before=source))
+    return [*pages, *ran]

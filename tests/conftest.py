@@ -47,13 +47,14 @@ def project(tmp_path, monkeypatch):
 
 @pytest.fixture
 def paper(project):
-    "Write a reproduction notebook in miniature: paper('baseline', 'first cell', 'second cell')"
-    def make(name, *sources):
+    "Write a reproduction notebook in miniature: paper('baseline', 'first cell', 'second cell', order=1)"
+    def make(name, *sources, order=None):
         parameters = new_code_cell('profile = "embedded"\nseeds = None; out = None; force = False', metadata=dict(tags=['parameters']))
         settings = new_code_cell('from atr_nb.settings import from_parameters\nsettings = from_parameters(globals())')
         results = [c for s in sources for c in (new_markdown_cell(f'## Part {s[:8]}'), new_code_cell(s))]
         nb = new_notebook(cells=[new_markdown_cell(f'# {name}'), parameters, settings, *results])
         nb.metadata['kernelspec'] = dict(display_name='python3', language='python', name='python3')
+        if order is not None: nb.metadata['atr_nb'] = dict(order=order)
         path = project/'nbs'/'reproduce'/f'{name}.ipynb'
         write(nb, path)
         return path

@@ -39,7 +39,7 @@ def test_help_is_quick(cpu_seconds): assert cpu_seconds(*ATR, '--help') < 0.2
 
 @pytest.mark.parametrize('options, told', [
     (['--papers', 'basline'], "unknown paper 'basline'; did you mean baseline? Known: baseline"),
-    (['--papers', 'mgrl'], 'mgrl has no reproduction notebook yet; there are: baseline'),
+    (['--papers', 'mgrl'], "unknown paper 'mgrl'; Known: baseline"),
     (['--papers', ','], 'no paper to reproduce; there are: baseline'),
     (['--profile', 'smoek'], "unknown profile 'smoek'; did you mean smoke?"),
     (['--set', 'epohcs=3'], "unknown parameter 'epohcs'; did you mean epochs?"),
@@ -89,9 +89,29 @@ def test_a_parameter_can_be_emptied(paper, project):
     assert read(project/'reports'/'smoke'/'baseline'/'notebook.ipynb').cells[-1].outputs[0].text == 'None\n'
 
 
-def test_order_of_papers(paper):
-    for name in ('zebra', 'diffatr', 'baseline'): path = paper(name)
-    assert list(cli.notebooks(path.parent)) == ['baseline', 'diffatr', 'zebra']
+def test_order_of_papers(paper, project, capsys):
+    "Those that name a place take it, the others follow by name; the help lists them all"
+    for name, order in dict(zebra=None, tapir=2, ape=None, quagga=1, eland='first').items(): path = paper(name, order=order)
+    with pytest.raises(ValueError, match='eland.ipynb is not a notebook'): cli.notebooks(path.parent)
+    path.unlink()
+    assert list(cli.notebooks(path.parent)) == ['quagga', 'tapir', 'ape', 'zebra']
+    with pytest.raises(SystemExit): cli.main(['reproduce', '--help'])
+    assert 'some of quagga tapir ape zebra' in ' '.join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize('broken', ['notebook', 'checkout'])
+def test_help_without_papers(paper, project, capsys, broken):
+    if broken == 'notebook': paper('baseline').write_text('{')
+    else: (project/'settings.ini').unlink()
+    with pytest.raises(SystemExit) as e: cli.main(['reproduce', '--help'])
+    assert e.value.code == 0 and 'all (default), or names of notebooks' in capsys.readouterr().out
+
+
+def test_an_executed_notebook_keeps_its_place(paper, project):
+    paper('tapir', '1', order=2)
+    assert cli.main(['reproduce', '--profile', 'smoke']) == 0
+    kept = read(project/'reports'/'smoke'/'tapir'/'notebook.ipynb').metadata
+    assert kept.atr_nb == {'order': 2} and kept.papermill == {'parameters': {'profile': 'smoke'}}
 
 
 # Runs

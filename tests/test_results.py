@@ -314,6 +314,33 @@ def test_a_damaged_record_stops_the_report(house):
     with open(house/'embedded/baseline/runs.jsonl', 'a') as f: f.write('{"run": ')
     with pytest.raises(ValueError, match=r'baseline/runs\.jsonl, line 13'): R.render(house)
 
+def executed(folder, *lines, order=None):
+    "Put an executed notebook into a folder of results"
+    import nbformat
+    from nbformat.v4 import new_markdown_cell, new_notebook
+    folder.mkdir(parents=True, exist_ok=True)
+    metadata = {} if order is None else dict(atr_nb=dict(order=order))
+    nbformat.write(new_notebook(cells=[new_markdown_cell('\n\n'.join(lines))], metadata=metadata), folder/'notebook.ipynb')
+
+def test_heading_and_citation_are_those_of_the_notebook(house):
+    assert re.search(r'<h2 id="embedded-baseline-h">baseline <', R.render(house).read_text()) # its folder's name, for want of a notebook
+    executed(house/'embedded'/'baseline', '# A `loud` <b>paper</b>', '> Li & *Ng*, [*Sounds*](x.html) (2024)')
+    text = R.render(house).read_text()
+    assert '<h2 id="embedded-baseline-h">A loud &lt;b&gt;paper&lt;/b&gt; <' in text
+    assert '<p class="cite">Li &amp; <em>Ng</em>, <em>Sounds</em> (2024)</p>' in text
+
+def test_papers_come_in_the_order_of_their_notebooks(house):
+    "As the executed notebooks say; those that do not, as the sources beside the reports do; the rest by name"
+    root, reports = house.parent/'project', house.parent/'project'/'reports'
+    for paper in ('ape', 'eland', 'quagga', 'tapir'): shutil.copytree(house/'embedded'/'baseline', reports/'embedded'/paper)
+    executed(reports/'embedded'/'tapir', '# T', order=1)
+    executed(reports/'embedded'/'quagga', '# Q')
+    executed(root/'source', '# Q', order=2)
+    (root/'nbs'/'reproduce').mkdir(parents=True)
+    (root/'source'/'notebook.ipynb').rename(root/'nbs'/'reproduce'/'quagga.ipynb')
+    text = R.render(reports).read_text()
+    assert re.findall(r'<article id="embedded-(\w+)"', text) == ['tapir', 'quagga', 'ape', 'eland']
+
 def test_what_is_poorer_but_not_wrong_is_said(house):
     folder = house/'embedded/baseline'
     (folder/'figures'/'cut.png').write_bytes(b'\x89PNG cut'); (folder/'notebook.ipynb').write_text('{"cells": [')

@@ -5,19 +5,22 @@
 # %% ../../nbs/results/73_report.ipynb #417a2dbe
 from __future__ import annotations
 import hashlib, io, json, re
+from contextlib import suppress
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from urllib.parse import quote
 import numpy as np, soundfile
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 import atr_nb
 from ..files import write_file
+from ..notebooks import About, about, body, read_notebook
 from .published import published
 from .tables import HEADINGS, SAYS, Verdicts, duration, load_claims, load_records, overall, signed, table
 
 # %% auto #0
-__all__ = ['KINDS', 'CLASS', 'SHAPE', 'TITLES', 'ASSETS', 'TAGS', 'save_figure', 'training_figure', 'pick_queries', 'Listen',
+__all__ = ['KINDS', 'CLASS', 'SHAPE', 'ASSETS', 'PROFILES', 'save_figure', 'training_figure', 'pick_queries', 'Listen',
            'save_examples', 'read_paper', 'notebook_page', 'render']
 
 # %% ../../nbs/results/73_report.ipynb #964cc7df
@@ -174,13 +177,16 @@ def _placed(c:dict, scale:tuple)->dict:
     return c | dict(x=dict(zero=at(0), low=at(c['ci_low']), high=at(c['ci_high']), effect=at(c['effect']), seeds=[at(v) for v in c['spread']]))
 
 # %% ../../nbs/results/73_report.ipynb #d2325a2d
-TITLES = {'baseline': ('Baseline', 'Mei et al. 2022: On Metric Learning for Audio-Text Cross-Modal Retrieval'),
-          '3cmlf': ('3CMLF', 'Chao et al., APSIPA ASC 2022: Three-Stage Curriculum-Based Mutual Learning Framework for Audio-Text Retrieval'),
-          'mgrl': ('MGRL', 'Zhao et al., SIGIR 2023: Multi-grained Representation Learning for Cross-modal Retrieval'),
-          'hci_ac': ('HCI + AC', 'Xin and Zou, Interspeech 2023: hierarchical interaction, and captions from a captioner'),
-          'tha_dcr': ('THA + DCR + CA', 'Xin et al., Interspeech 2024: hierarchical alignment and disentangled representation'),
-          'diffatr': ('DiffATR', 'Xin et al., Interspeech 2024: retrieval with a diffusion model'),
-          'difficulty': ('How hard are the scenes?', 'From chance to oracle: a ladder of models on the embedded scenes')}
+def _about(folder:Path)->About:
+    "What the executed notebook says of itself; without one, the folder's name."
+    try: return about(folder/'notebook.ipynb')
+    except (OSError, ValueError): return About(folder.name, '', inf)
+
+def _line(text:str)->Markup:
+    "A line of Markdown: emphasis and code as HTML, of links the words."
+    html = re.sub(r'\[([^]]+)\]\([^)]*\)', r'\1', str(escape(text)))
+    for mark, tag in ((r'\*\*', 'strong'), (r'\*', 'em'), ('`', 'code')): html = re.sub(f'{mark}(.+?){mark}', rf'<{tag}>\1</{tag}>', html)
+    return Markup(html)
 
 def _published(paper:str):
     try: return published(paper)
@@ -222,8 +228,8 @@ def read_paper(
     verdicts = [g['verdict'] for g in groups.values()]
     figures, unread = _figures(folder)
     tables = [table(records, name, _published(folder.name)) for name in dict.fromkeys(r['table'] for r in records)]
-    title, cite = TITLES.get(folder.name, (folder.name, ''))
-    return dict(id=re.sub(r'\W+', '-', f'{folder.parent.name}-{folder.name}'), title=title, cite=cite, notices=notices + unread,
+    said = _about(folder)
+    return dict(id=re.sub(r'\W+', '-', f'{folder.parent.name}-{folder.name}'), title=said.title, cite=_line(said.summary), notices=notices + unread,
                 claims=groups, scale=scale, tally={v: verdicts.count(v) for v in SAYS if v in verdicts},
                 tables=[(t, _sets(t)) for t in tables], figures=figures, queries=_queries(folder),
                 n_runs=len(runs), seeds={r['seed'] for r in records}, time=duration(sum(r['seconds'] for r in runs.values())),
@@ -237,35 +243,31 @@ def _fill(template:str, **values)->str:
     env = Environment(loader=FileSystemLoader(ASSETS), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     return env.get_template(template).render(css=Markup((ASSETS/'report.css').read_text(encoding='utf-8').strip()), **values)
 
-# %% ../../nbs/results/73_report.ipynb #ccacc46f
-TAGS = set('h1 h2 h3 h4 h5 h6 p br hr div span pre code table caption thead tbody tr th td img audio source sub sup dl dt dd '
-           'a b i em strong ul ol li blockquote abbr acronym'.split())
-
-def _clean(html:str)->str:
-    "HTML without anything that runs or loads."
-    import bleach # comes with nbconvert
-    words = 'class id title alt width height controls type colspan rowspan scope'.split()
-    def allowed(tag, name, value):
-        if name == 'src': return value.startswith(('data:image/', 'data:audio/'))
-        return name in words or name == 'href' and not value.startswith('data:')
-    html = re.sub(r'(?is)<(script|style)\b.*?</\1\s*>', '', str(html)) # their text, too
-    return bleach.clean(html, tags=TAGS, attributes=allowed, protocols={'http', 'https', 'mailto', 'data'}, strip=True)
-
 # %% ../../nbs/results/73_report.ipynb #82cc9f91
 def notebook_page(file:Path)->Path: # the same name, .html
     "Write an executed notebook as a static page beside it. ValueError naming the file if it is not a notebook."
-    import nbformat; from nbconvert import HTMLExporter
-    try: nb = nbformat.read(file, as_version=4)
-    except Exception as e: raise ValueError(f"{file} is not a complete notebook ({type(e).__name__})") from None
-    body, _ = HTMLExporter(template_name='basic', sanitize_html=True, filters={'clean_html': _clean}).from_notebook_node(nb)
-    return write_file(file.with_suffix('.html'), _fill('notebook.html.j2', title=f'{file.parent.name}: {file.stem}', body=Markup(body)))
+    html = body(read_notebook(file), lambda link: None, clean=True)
+    return write_file(file.with_suffix('.html'), _fill('notebook.html.j2', title=f'{file.parent.name}: {file.stem}', body=Markup(html)))
 
 # %% ../../nbs/results/73_report.ipynb #7db1926b
+PROFILES = 'embedded', 'embedded-long', 'embedded-gpu', 'audiocaps', 'clotho' # come first; smoke comes last
+
+def _order(folder:Path, out:Path)->float:
+    "The place of a paper: as its executed notebook says or, if that is silent, the one in `nbs/` that it was made from."
+    sources = (out.parent/'nbs'/room/f'{folder.name}.ipynb' for room in ('reproduce', 'guides'))
+    for file in (folder/'notebook.ipynb', *sources):
+        with suppress(OSError, ValueError):
+            if (order := about(file).order) < inf: return order
+    return inf
+
 def _folders(out:Path)->list[Path]:
-    "The PROFILE/PAPER folders, the embedded profile first and the smoke test last, papers in the order of publication."
-    first = ['embedded', 'embedded-long', 'embedded-gpu', 'audiocaps', 'clotho']; rank = lambda names, n: names.index(n) if n in names else len(names)
+    "The PROFILE/PAPER folders, the embedded profile first and the smoke test last, papers in the order of their notebooks."
     folders = [f for f in out.glob('*/*/') if f.parent.name != 'published' and not any(p.startswith('.') for p in (f.name, f.parent.name))]
-    return sorted(folders, key=lambda f: (f.parent.name == 'smoke', rank(first, f.parent.name), f.parent.name, rank(list(TITLES), f.name), f.name))
+    def place(f):
+        profile = f.parent.name
+        rank = PROFILES.index(profile) if profile in PROFILES else len(PROFILES)
+        return profile == 'smoke', rank, profile, _order(f, out), f.name
+    return sorted(folders, key=place)
 
 def _linked(paper:dict, folder:Path, base:str)->dict:
     "Add links relative to the page."
