@@ -649,6 +649,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'atr_nb.results.levels._Level.__init__': ( 'results/levels.html#_level.__init__',
                                                                                   'atr_nb/results/levels.py'),
                                        'atr_nb.results.levels.found_alone': ('results/levels.html#found_alone', 'atr_nb/results/levels.py'),
+                                       'atr_nb.results.levels.found_by_kind': ( 'results/levels.html#found_by_kind',
+                                                                                'atr_nb/results/levels.py'),
                                        'atr_nb.results.levels.level_scores': ( 'results/levels.html#level_scores',
                                                                                'atr_nb/results/levels.py'),
                                        'atr_nb.results.levels.levels_figure': ( 'results/levels.html#levels_figure',

@@ -96,6 +96,18 @@ def test_scores_of_a_level_are_those_of_a_model_with_that_grain_only():
         assert torch.equal(scores, score_all(model, *encode_all(model, pairs)))
         model.grains = every
 
+def test_what_a_level_finds_of_each_kind():
+    torch.manual_seed(0)
+    scenes = Scenes('sparse', 'test', 16)
+    scores = torch.randint(0, 4, (16, 80)).float()
+    found = levels.found_by_kind({'a': scores}, scenes)['a']
+    share = {}
+    for q, own in enumerate(scenes.clip_of_caption.tolist()):
+        best = [c for c in range(16) if scores[c, q] == scores[:, q].max()]
+        share.setdefault(scenes.near_miss[own], []).append(100 * (own in best) / len(best))
+    assert found.to_dict() == pytest.approx({kind: np.mean(each) for kind, each in share.items()})
+    assert levels.found_by_kind({'a': torch.eye(2)}, silent('test', ['a', 'b'])).to_dict() == {'a': {'all': 100.}}
+
 # ---- differences of differences
 
 def changes(ranks, **k):

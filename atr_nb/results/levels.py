@@ -5,17 +5,17 @@
 # %% ../../nbs/results/77_levels.ipynb #26c4c521
 from __future__ import annotations
 from collections.abc import Callable
-import pandas as pd
+import numpy as np, pandas as pd
 from torch import Tensor
 from ..data.batches import Pairs
 from ..data.datasets import Clips
-from ..data.scenes import near_miss_recall
+from ..data.scenes import NEAR_MISSES
 from ..evaluation.metrics import hits
 from ..evaluation.scoring import encode_all, score_all
 from ..model import Encoded, RetrievalModel
 
 # %% auto #0
-__all__ = ['level_scores', 'found_alone', 'levels_figure']
+__all__ = ['level_scores', 'found_alone', 'found_by_kind', 'levels_figure']
 
 # %% ../../nbs/results/77_levels.ipynb #068c0ce0
 class _Level(RetrievalModel):
@@ -44,12 +44,20 @@ def found_alone(
     return pd.Series(only, name='found by this level alone (% of all captions)')
 
 # %% ../../nbs/results/77_levels.ipynb #a0e99bab
-def levels_figure(scores:dict[str, Tensor], clips:Clips): # level -> scores (clips, captions); a matplotlib figure
-    "Draw what each level finds at the first place, by kind of near miss where the kinds are known."
+def found_by_kind(
+    scores:dict[str, Tensor], # level -> scores (clips, captions)
+    clips:Clips,
+    )->pd.DataFrame: # kinds of near miss, or 'all' where they are unknown, x levels; percent
+    "The share of the captions whose clip a level puts first."
+    kind = np.array(getattr(clips, 'near_miss', ['all'] * len(clips)))[clips.clip_of_caption]
+    found = pd.DataFrame({level: hits(s, clips.clip_of_caption)[0].numpy() for level, s in scores.items()})
+    return found.groupby(kind).mean().loc[[k for k in ('base', *NEAR_MISSES, 'all') if k in kind]]
+
+def levels_figure(found:pd.DataFrame): # of `found_by_kind`; a matplotlib figure
+    "Draw what each level finds at the first place."
     import matplotlib.pyplot as plt
-    if hasattr(clips, 'near_miss'): found = {level: near_miss_recall(s, clips)['R@1'] for level, s in scores.items()}
-    else: found = {level: {'all': hits(s, clips.clip_of_caption)[0].mean().item()} for level, s in scores.items()}
-    ax = pd.DataFrame(found).plot.bar(figsize=(7, 2.8), rot=15, width=.8, ylabel='found at first place (%)')
-    ax.legend(frameon=False, fontsize=8)
-    plt.close(ax.figure)
-    return ax.figure
+    fig, ax = plt.subplots(figsize=(7, 2.8), layout='constrained')
+    found.plot.bar(ax=ax, rot=15, width=.8, ylabel='found at first place (%)')
+    ax.legend(frameon=False, fontsize=8, ncols=4, loc='lower left', bbox_to_anchor=(0, 1))
+    plt.close(fig)
+    return fig
