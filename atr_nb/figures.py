@@ -57,17 +57,18 @@ def sound_figure(
     spans:dict[str, list[tuple]]|None=None, # label of a curve -> (from, to) in seconds: where it ought to be high
     what:str='weight', # of the curves' axis
     size:tuple[float, float]=(8, 3), # inches
+    ax=None, # where to draw; None: on a figure of its own, of this size
     ): # a matplotlib figure
     "Draw curves over the spectrogram of a sound, in a colour each, and bars of the same colour above them."
     import matplotlib.pyplot as plt
-    fig, ax = plt.subplots(figsize=size)
+    if ax is None: ax = plt.subplots(figsize=size)[1]
     wave, curves = np.asarray(wave), curves or {}
     faint = 1e-6 * np.random.default_rng(0).normal(size=len(wave)) # digital silence has no logarithm
     ax.specgram(wave + faint, NFFT=1024, Fs=rate, noverlap=512, cmap='Greys', vmin=-110)
     ax.set(xlabel='seconds', ylabel='Hz', ylim=(0, min(14_000, rate / 2)), xlim=(0, len(wave) / rate))
     if curves: _curves(ax.twinx(), curves, edges, spans or {}, what)
-    plt.close(fig)
-    return fig
+    plt.close(ax.figure)
+    return ax.figure
 
 def _curves(ax, curves:dict, edges, spans:dict, what:str)->None:
     top = max(float(np.max(c)) for c in curves.values())

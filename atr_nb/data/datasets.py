@@ -5,9 +5,11 @@
 # %% ../../nbs/data/12_datasets.ipynb #7e24b5f8
 from __future__ import annotations
 import hashlib
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -59,6 +61,13 @@ class Clips:
         raise NotImplementedError
     def manifest(self)->dict: # everything that determines the content; captions under the key 'captions'
         return dict(name=self.name, split=self.split, ids=self.ids, captions=self.captions, code=code_hash(type(self)))
+
+    def topics(self)->list[set[str]]: # one set per clip
+        "What each clip is about: the words of its captions, less those that more than a twentieth of the clips share."
+        words = [{word for caption in captions for word in caption.lower().split()} for captions in self.captions]
+        clips_with = Counter(word for own in words for word in own)
+        common = {word for word, n in clips_with.items() if n > len(self) / 20}
+        return [own - common for own in words]
 
     @cached_property
     def flat_captions(self)->list[str]: return [c for cs in self.captions for c in cs] # all captions, clip by clip
@@ -289,6 +298,24 @@ class Lengthened(Clips):
         super().__init__(f'{clips.name} + {k} other{"s" * (k > 1)}' if k else f'{clips.name}, first {n}', clips.split, clips.ids[:n], clips.captions[:n])
         self.clips, self.source, self.others = clips, source, others
         self.families = getattr(clips, 'families', torch.arange(len(clips)))[:n]
+
+    @classmethod
+    def unrelated(cls,
+        clips:Clips, # the dataset
+        source:Clips, # where the others come from
+        n:int, # so many of its first clips
+        k:int, # so many others around each
+        seed:int=0, # of the lot
+        )->Lengthened:
+        "The first `n` clips, each among `k` clips that share no topic with it, out of at most 2,000 drawn by lot."
+        rng, theirs = np.random.default_rng(seed), source.topics()
+        drawn = lambda own: [int(j) for j in rng.permutation(len(source))[:2000] if not own & theirs[j]][:k]
+        others = [drawn(own) for own in clips.topics()[:n]]
+        for id, js in zip(clips.ids, others):
+            if len(js) < k: raise ValueError(f"Lengthened: clip {id!r} shares no topic with {len(js)} clips of {source}, not with {k}; ask for fewer")
+        return cls(clips, source, others)
+
+    def topics(self)->list[set[str]]: return self.clips.topics()[:len(self)] # of the clips themselves, whatever stands around them
 
     def parts(self, i:int)->list[tuple[Clips, int]]: # what is heard in clip i, in order
         js = [(self.source, j) for j in self.others[i]]; place = i % (len(js) + 1)

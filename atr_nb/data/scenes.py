@@ -399,6 +399,8 @@ class Scenes(Clips):
         from torchaudio.functional import resample
         return resample(wave, RATE, sample_rate)
 
+    def topics(self)->list[set[str]]: return [set(kind_set(d)) for d in self.descriptions] # the kinds of sound that were mixed
+
     def manifest(self)->dict:
         return super().manifest() | dict(form=self.form, seed=self.seed, recordings=_recordings_hash())
 

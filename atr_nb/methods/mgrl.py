@@ -4,25 +4,33 @@
 
 # %% ../../nbs/methods/62_mgrl.ipynb #8c4ba78a
 from __future__ import annotations
-from torch import nn, Tensor
+from fastcore.basics import patch
+from torch import Tensor
 from ..alignment.pooling import pooling, SizeAugmented
 from ..alignment.tokens import GRAINS
 from ..encoders.tower import Tower, TwoTower
-from ..model import Encoded
+from ..model import Encoded, Encoder
 from ..training.losses import nt_xent
 
 # %% auto #0
 __all__ = ['Method', 'MGRL']
 
 # %% ../../nbs/methods/62_mgrl.ipynb #1e958930
+def _known(what:str, given, there)->tuple: # the names given
+    "At least one name, and each of them one that there is. ValueError for others."
+    if not given: raise ValueError(f"MGRL: no {what}; name at least one of {', '.join(there)}")
+    for name in given:
+        if name not in there: raise ValueError(f"MGRL: {what} {name!r} is unknown; there is: {', '.join(there)}")
+    return tuple(given)
+
 class MGRL(TwoTower):
     "Multi-grained representation learning. [paper: abstract only; built from its probable ancestors]"
     def __init__(self,
-        audio:nn.Module, # audio encoder, or `Precomputed` for cached features
-        text:nn.Module, # text encoder, likewise
+        audio:Encoder, # of sound, or `Precomputed` for cached features
+        text:Encoder, # of words, likewise
         width:int=1024, # of the joint space
         aggregation:str='gpo', # one of `alignment.pooling.POOLINGS`
-        grains:tuple=('clip-sentence', 'frame-sentence', 'frame-word'), # of `alignment.tokens.GRAINS`; their mean is the score
+        grains:tuple=('clip-sentence', 'frame-sentence', 'frame-word'), # of `GRAINS`; their mean is the score
         losses:tuple|None=None, # what carries a loss: grains, or 'score' for their mean; None: each grain
         temperature:float=0.07, # of NT-Xent
         guide_temperature:float=0.01, # of the weights over frames; math.inf: all frames alike
@@ -31,26 +39,36 @@ class MGRL(TwoTower):
         context:int=0, # Transformer layers over the frames; words come out of one
         stride:int=1, # neighbouring frames averaged into one
         ):
-        if not grains: raise ValueError(f"MGRL: no grains; name at least one of {', '.join(GRAINS)}")
-        if unknown := [g for g in grains if g not in GRAINS]: raise ValueError(f"MGRL: grain {unknown[0]!r} is unknown; there is: {', '.join(GRAINS)}")
-        if unknown := [l for l in losses or () if l not in (*grains, 'score')]: raise ValueError(f"MGRL: a loss on {unknown[0]!r} is not possible; there is: {', '.join(grains)}, score")
-        if losses is not None and not losses: raise ValueError("MGRL: losses=() leaves nothing to minimise; name a grain, or None for all")
-        if min(guide_temperature, word_temperature) <= 0: raise ValueError(f"MGRL: guide_temperature={guide_temperature} and word_temperature={word_temperature} must be above 0")
-        tower = lambda encoder, **how: Tower(encoder, width, tokens=tuple(grains) != ('clip-sentence',), pool=SizeAugmented(pooling(aggregation, width), drop), **how)
+        grains = _known('grain', grains, GRAINS)
+        losses = _known('loss', grains if losses is None else losses, (*grains, 'score'))
+        guides = dict(frames=guide_temperature, words=word_temperature)
+        if min(guides.values()) <= 0: raise ValueError(f"MGRL: temperatures {guides}, but they must be above 0")
+        def tower(encoder:Encoder, **how)->Tower: # tokens only where a grain needs them
+            pool = SizeAugmented(pooling(aggregation, width), drop)
+            return Tower(encoder, width, tokens=grains != ('clip-sentence',), pool=pool, **how)
         super().__init__(tower(audio, context=context, stride=stride), tower(text))
-        self.grains, self.losses = tuple(grains), tuple(losses or grains)
-        self.temperature, self.guides = temperature, dict(frames=guide_temperature, words=word_temperature)
+        self.grains, self.losses, self.temperature, self.guides = grains, losses, temperature, guides
 
-    def grain(self, name:str, audio:Encoded, text:Encoded)->Tensor: # (clips, captions), between -1 and 1
-        return GRAINS[name](audio, text, **self.guides)
-
-    def similarity(self, audio:Encoded, text:Encoded)->Tensor: # (clips, captions)
-        return sum(self.grain(g, audio, text) for g in self.grains) / len(self.grains)
-
-    def loss(self, audio:Encoded, text:Encoded, clip_ids:Tensor)->dict: # the total, and each grain's
-        matrix = lambda l: self.similarity(audio, text) if l == 'score' else self.grain(l, audio, text)
-        each = {l: nt_xent(matrix(l), self.temperature, clip_ids) for l in self.losses}
-        return {'loss': sum(each.values())} | each
-
-# %% ../../nbs/methods/62_mgrl.ipynb #9562a72e
 Method = MGRL # what `create('mgrl', ...)` builds
+
+# %% ../../nbs/methods/62_mgrl.ipynb #b8d959f4
+@patch
+def grain(self:MGRL, name:str, audio:Encoded, text:Encoded)->Tensor: # (clips, captions), between -1 and 1
+    "The similarities of one grain."
+    return GRAINS[name](audio, text, **self.guides)
+
+# %% ../../nbs/methods/62_mgrl.ipynb #72345955
+@patch
+def similarity(self:MGRL, audio:Encoded, text:Encoded)->Tensor: # (clips, captions)
+    "The mean of the grains."
+    return sum(self.grain(g, audio, text) for g in self.grains) / len(self.grains)
+
+@patch
+def _carries(self:MGRL, what:str, audio:Encoded, text:Encoded)->Tensor: # the matrix that a loss is taken of
+    return self.similarity(audio, text) if what == 'score' else self.grain(what, audio, text)
+
+@patch
+def loss(self:MGRL, audio:Encoded, text:Encoded, clip_ids:Tensor)->dict: # the total, and each grain's
+    "NT-Xent of each matrix."
+    each = {what: nt_xent(self._carries(what, audio, text), self.temperature, clip_ids) for what in self.losses}
+    return {'loss': sum(each.values())} | each

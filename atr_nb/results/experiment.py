@@ -10,7 +10,7 @@ from ..methods.cmlf import cmlf_recipe
 from .published import published
 from .report import Listen, save_examples, save_figure
 from .runs import Lab, Workbench
-from .tables import Claim, Table, Verdicts, judge_all, load_ranks, table, write_claims, write_tables
+from .tables import Claim, Table, Verdicts, judge, judge_all, load_ranks, table, write_claims, write_tables
 from ..settings import Settings
 from ..training.curriculum import Ancillary, samplers
 from ..training.recipe import Recipe
@@ -95,6 +95,12 @@ class Experiment(Lab):
         self.verdicts += judge_all(claims, self.records, load_ranks(self.folder))
         write_claims(self.folder, self.verdicts)
         return self.verdicts
+
+    def compare(self, better:tuple, worse:tuple, metric:str='t2a_r1', dataset:str|None=None)->dict: # with 'verdict' and 'effect'
+        "Judge two rows, (table, row) each, without making a claim of it; on the first dataset unless told otherwise."
+        claim = Claim('compared', '', better, worse, metric, dataset or self.settings.datasets[0])
+        self.save()
+        return judge(claim, self.records, load_ranks(self.folder))
 
     def verdict(self, claim:str)->str: # 'holds', 'does not hold' or 'undecided'
         "What was decided on a claim."

@@ -5,7 +5,8 @@
 # %% ../../nbs/results/72_tables.ipynb #b2e94014
 from __future__ import annotations
 import json, math, re
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np, pandas as pd, torch
@@ -17,7 +18,8 @@ from .published import DATASETS
 # %% auto #0
 __all__ = ['KEYS', 'AGAIN', 'SHOWN', 'EMBEDDED', 'OWN', 'HEADINGS', 'SAYS', 'ABOUT', 'LOOKS', 'load_records', 'load_ranks',
            'place_of', 'summarise', 'signed', 'duration', 'provenance', 'Cell', 'Table', 'table', 'write_tables',
-           'Claim', 'judge', 'overall', 'Verdicts', 'judge_all', 'claims_figure', 'write_claims', 'load_claims']
+           'Claim', 'claims_over', 'judge', 'overall', 'Verdicts', 'judge_all', 'claims_figure', 'write_claims',
+           'load_claims']
 
 # %% ../../nbs/results/72_tables.ipynb #d182de9e
 KEYS = ('run', 'profile', 'paper', 'table', 'row', 'dataset', 'split', 'seed', 'metrics', 'ranks', 'n_clips',
@@ -275,6 +277,18 @@ class Claim:
     worse:tuple # (table, row) or (table, row, dataset)
     metric:str='t2a_r1' # a recall: t2a_r1, a2t_r10, ...
     dataset:str|None=None # None: every dataset on which both were measured, see `judge_all`
+    since:str|None=None # another dataset with the same queries: what is compared is how recall changes from there
+
+def claims_over(
+    name:str, # the claim
+    statement:str, # with {} for the row that is beaten
+    table:str,
+    better:str, # row
+    worse:Iterable[str], # rows
+    **more, # further fields of `Claim`
+    )->list[Claim]:
+    "One statement for each row that a row of the same table is said to beat."
+    return [Claim(name, statement.format(row), (table, better), (table, row), **more) for row in worse]
 
 def _side(side:tuple, claim:Claim, records:list[dict])->dict[str, dict]:
     "The runs a side selects: dataset -> seed -> record."
@@ -309,25 +323,42 @@ def _groups(ranks:dict, dataset:str, metric:str, queries:int)->np.ndarray:
     return groups
 
 # %% ../../nbs/results/72_tables.ipynb #9d7c1530
+def _compared(claim:Claim, records:list[dict])->tuple[str, list[dict]]: # the dataset; for each side, seed -> run
+    "What a claim compares on one dataset."
+    sides = [_side(s, claim, records) for s in (claim.better, claim.worse)]
+    if any(len(s) > 1 for s in sides): raise ValueError(f"claim {claim.name!r} fits several datasets ({', '.join(sides[0])}); name one, or use judge_all")
+    (on, better), (other, worse) = (next(iter(s.items())) for s in sides)
+    if on != other or not better.keys() & worse.keys():
+        raise ValueError(f"claim {claim.name!r}: no run of the two sides on the same dataset and seed ({on} {list(better)}, {other} {list(worse)})")
+    return on, [better, worse]
+
+def _before(claim:Claim, records:list[dict], on:str)->list[dict]: # per side, seed -> run; none if the claim is not about a change
+    "What it is compared with since. ValueError if that dataset has other queries."
+    if claim.since is None: return []
+    then = replace(claim, better=claim.better[:2], worse=claim.worse[:2], dataset=claim.since, since=None)
+    asked = {(r['ids_sha256'], r['n_captions']) for r in records if r['dataset'] in (on, claim.since)}
+    if len(asked) > 1: raise ValueError(f"claim {claim.name!r}: {on} and {claim.since} have other clips or captions, so there is no change of a query's own")
+    return _compared(then, records)[1]
+
 def judge(
     claim:Claim, # what is said
     records:list[dict], # from `load_records`
     ranks:dict, # from `load_ranks`
     )->dict: # claim statement verdict effect ci_low ci_high runs seeds spread dataset metric ...
-    "Judge a claim on one dataset, over the seeds both sides share. Effect and interval in points of R@k. ValueError naming what is missing."
-    sides = [_side(s, claim, records) for s in (claim.better, claim.worse)]
-    if any(len(s) > 1 for s in sides): raise ValueError(f"claim {claim.name!r} fits several datasets ({', '.join(sides[0])}); name one, or use judge_all")
-    (on, better), (other, worse) = (next(iter(s.items())) for s in sides)
-    seeds = sorted(better.keys() & worse.keys())
-    if on != other or not seeds:
-        raise ValueError(f"claim {claim.name!r}: no run of the two sides on the same dataset and seed ({on} {list(better)}, {other} {list(worse)})")
-    provenance([better[s] for s in seeds] + [worse[s] for s in seeds]) # the same clips, or an error
-    a, b = (np.stack([_hits(ranks, side[s], claim.metric) for s in seeds]) for side in (better, worse))
+    "Judge a claim on one dataset, over the seeds that all its runs share. Effect and interval in points of R@k. ValueError naming what is missing."
+    on, sides = _compared(claim, records)
+    sides += _before(claim, records, on)
+    seeds = sorted(set.intersection(*map(set, sides)))
+    if not seeds: raise ValueError(f"claim {claim.name!r}: its runs on {on} and on {claim.since} share no seed")
+    provenance([side[s] for side in sides for s in seeds]) # the same clips, or an error
+    a, b, *before = (np.stack([_hits(ranks, side[s], claim.metric) for s in seeds]) for side in sides)
+    if before: a, b = a - before[0], b - before[1]
     groups = _groups(ranks, on, claim.metric, a.shape[1])
     e = paired_bootstrap(a, b, groups=groups)
+    better, worse = (f"{'change of ' if before else ''}{row}" for _, row, *_ in (claim.better, claim.worse))
     return dict(claim=claim.name, statement=claim.statement, verdict=verdict(e), effect=e.effect, ci_low=e.ci_low, ci_high=e.ci_high,
-                runs=[s[seed]['run'] for s in (better, worse) for seed in seeds], seeds=seeds, spread=[float(x) for x in (a - b).mean(1)],
-                dataset=on, metric=claim.metric, better=claim.better[1], worse=claim.worse[1], queries=a.shape[1], groups=len(np.unique(groups)))
+                runs=[side[seed]['run'] for side in sides for seed in seeds], seeds=seeds, spread=[float(x) for x in (a - b).mean(1)],
+                dataset=on, metric=claim.metric, better=better, worse=worse, queries=a.shape[1], groups=len(np.unique(groups)))
 
 # %% ../../nbs/results/72_tables.ipynb #79b18fb2
 SAYS = {'holds': '✓ holds', 'does not hold': '✗ does not hold', 'undecided': '? undecided'}
@@ -370,14 +401,14 @@ def _statement(c:dict)->list[str]: # the cells of one line
 
 # %% ../../nbs/results/72_tables.ipynb #0062c166
 def judge_all(claims:list[Claim], records:list[dict], ranks:dict)->Verdicts:
-    "Judge every claim on its dataset or, if it names none, on each dataset where both sides were measured."
+    "Judge every claim on its dataset or, if it names none, on each dataset where both sides were measured, but the one since which."
     out = Verdicts()
     for c in claims:
         both = [list(_side(s, c, records)) for s in (c.better, c.worse)]
         pinned = c.dataset or len(c.better) > 2 or len(c.worse) > 2
-        shared = [None] if pinned else [d for d in both[0] if d in both[1]]
+        shared = [None] if pinned else [d for d in both[0] if d in both[1] and d != c.since]
         if not shared: raise ValueError(f"claim {c.name!r}: its two sides were measured on different datasets ({', '.join(both[0])}; {', '.join(both[1])})")
-        out += [judge(Claim(c.name, c.statement, c.better, c.worse, c.metric, d or c.dataset), records, ranks) for d in shared]
+        out += [judge(replace(c, dataset=d or c.dataset), records, ranks) for d in shared]
     return out
 
 # %% ../../nbs/results/72_tables.ipynb #40078e31
