@@ -1,6 +1,6 @@
 # make reproduce   run the reproduction notebooks, render their tables into reports/
 #                  PROFILE=embedded PAPERS=all SEEDS=0,1 DEVICE=cpu OUT=reports FORCE=1, all optional
-# make test        undefined names, every notebook as a test, then pytest
+# make test        undefined names, every notebook as a test, then pytest, two at a time
 # make docs        the notebooks as a web site in _docs/
 # make lab         JupyterLab on the notebooks
 # make readme      nbs/index.ipynb run again, and README.md from it
@@ -38,7 +38,7 @@ test: export HF_HUB_OFFLINE = 1
 test: $(READY)
 	$(BIN)/ruff check --quiet --no-cache --select F atr_nb
 	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2 --timing --skip-folder-re '^([_.].*|reproduce|guides)$$'
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 docs: $(READY)
 	$(BIN)/atr-nb docs
