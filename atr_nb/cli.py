@@ -169,7 +169,8 @@ _ways_out = {
     'make room there, or lift the limit on the size of files, then repeat the command; what is finished is kept':
         (errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
     'name a folder that can be written, with --out or in settings.ini':
-        (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)}
+        (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
+    'choose a shorter name': (errno.ENAMETOOLONG,)}
 
 def told(words:str)->str: # of an error
     "The words of an error; to the system's own, a way out is added"

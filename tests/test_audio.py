@@ -19,6 +19,7 @@ from atr_nb.encoders.panns import FIELD, Cnn10, Cnn14, Panns, ResNet38
 from atr_nb.encoders.patches import Patches
 
 RATE = 44100
+OPUS = dict(format='OGG', subtype='OPUS')
 NOISE = 0.2 * np.random.default_rng(0).standard_normal(4 * RATE).astype('float32')
 
 
@@ -68,11 +69,13 @@ def test_files_cut_short_are_named(tmp_path, capsys):
     page = encoded(tmp_path/'rain.ogg')
     last = page.rindex(b'OggS')
     cut = {'page.ogg': page[:last], 'head.ogg': page[:last + 25], 'body.ogg': page[:-9], 'flag.ogg': page[:last + 5]}
-    for name, kind in {'rain.ogg': {}, 'rain.opus': dict(format='OGG', subtype='OPUS'), 'rain.wav': {}, 'float.wav': dict(subtype='FLOAT'),
-                       'rain.flac': {}, 'rain.aiff': {}, 'rain.rf64': dict(format='RF64'), 'rain.w64': {}}.items():
-        raw = encoded(tmp_path/name, NOISE, 48000 if name == 'rain.opus' else RATE, **kind)
+    kinds = {'rain.opus': OPUS, 'float.wav': dict(subtype='FLOAT'), 'rain.rf64': dict(format='RF64')}
+    kinds |= {f'rain.{name}': {} for name in ('ogg', 'wav', 'flac', 'aiff', 'w64')}
+    for name, kind in kinds.items():
+        raw = encoded(tmp_path/name, NOISE, 48000 if kind is OPUS else RATE, **kind)
         cut |= {f'{k}-{name}': part for k, part in enumerate(parts(raw))}
-    cut |= {f'{k}-{mode}.mp3': part for mode in ('CONSTANT', 'VARIABLE') for k, part in enumerate(parts(mp3(tmp_path/'rain.mp3', mode)))}
+    for mode in ('CONSTANT', 'VARIABLE'):
+        cut |= {f'{k}-{mode}.mp3': part for k, part in enumerate(parts(mp3(tmp_path/'rain.mp3', mode)))}
     folder = tmp_path/'cut'
     folder.mkdir()
     for name, raw in cut.items(): (folder/name).write_bytes(raw)
@@ -90,16 +93,19 @@ def test_whole_files_are_taken(tmp_path, capsys):
     assert ogg.count(b'OggS') > 5
     flac[21:26] = bytes([flac[21] & 0xF0, 0, 0, 0, 0]) # the number of samples
     chunk = lambda name: name + struct.pack('<I', 5) + b'abcde\0' # of odd length
-    whole = {'plain.wav': wav, 'piped.flac': flac, 'pages.ogg': ogg, 'garbage.ogg': ogg + b'x' * 300, 'before.wav': wav[:12] + chunk(b'JUNK') + wav[12:],
-             'behind.wav': wav + chunk(b'LIST'), 'zero.wav': piped(wav, 0), 'nil.wav': piped(wav, 0, riff=False)}
+    whole = {'plain.wav': wav, 'piped.flac': flac, 'pages.ogg': ogg, 'garbage.ogg': ogg + b'x' * 300}
+    whole |= {'before.wav': wav[:12] + chunk(b'JUNK') + wav[12:], 'behind.wav': wav + chunk(b'LIST')}
+    whole |= {'zero.wav': piped(wav, 0), 'nil.wav': piped(wav, 0, riff=False)}
     whole |= {f'{size:x}.wav': piped(wav, size) for size in (0xFFFFFFFF, 0x7FFFFFFF, 0x7FFFF000, 0x80000000)}
-    whole |= {f'{mode}{told}.mp3': mp3(tmp_path/'rain.mp3', mode, told) for mode in ('CONSTANT', 'AVERAGE', 'VARIABLE') for told in (True, False)}
-    whole['tags.mp3'] = b'ID3\4\0\0\0\0\x0f\x76' + bytes(2038) + mp3(tmp_path/'rain.mp3', told=False) + b'TAG'.ljust(128, b'a')
+    for mode in ('CONSTANT', 'AVERAGE', 'VARIABLE'):
+        whole |= {f'{mode}{told}.mp3': mp3(tmp_path/'rain.mp3', mode, told) for told in (True, False)}
+    tag = b'ID3\4\0\0\0\0\x0f\x76' + bytes(2038) # ten bytes that name the number of those that follow
+    whole['tags.mp3'] = tag + mp3(tmp_path/'rain.mp3', told=False) + b'TAG'.ljust(128, b'a')
     folder = tmp_path/'whole'
     folder.mkdir()
     for name, raw in whole.items(): (folder/name).write_bytes(raw)
-    for name, kind in {'rain.opus': dict(format='OGG', subtype='OPUS'), 'rain.mulaw.wav': dict(subtype='ULAW'), 'two.wav': {}}.items():
-        encoded(folder/name, np.stack([NOISE, NOISE / 2], 1), 48000 if name == 'rain.opus' else RATE, **kind)
+    for name, kind in {'rain.opus': OPUS, 'rain.mulaw.wav': dict(subtype='ULAW'), 'two.wav': {}}.items():
+        encoded(folder/name, np.stack([NOISE, NOISE / 2], 1), 48000 if kind is OPUS else RATE, **kind)
     assert check(folder, capsys) == (0, [f'{len(whole) + 3} clips, {len(whole) + 3} captions, no problems'])
     clips = Folder(folder)
     for i, name in enumerate(clips.ids): # as long as they are, whatever their header says
@@ -150,7 +156,8 @@ def test_clips_of_any_rate_share_a_batch(tmp_path):
         wave = clips.audio(i, ear.sample_rate)
         assert mask[i].sum() == len(wave) and abs(len(wave) - clips.duration(i) * ear.sample_rate) <= 1
         assert features.lengths[i] == together.mask[i].sum()
-        assert torch.allclose(features.gather(torch.tensor([i]))[0][0], together.tokens[i, :features.lengths[i]], atol=2e-3)
+        stored = features.gather(torch.tensor([i]))[0][0]
+        assert torch.allclose(stored, together.tokens[i, :len(stored)], atol=2e-3)
 
 
 # Long clips are encoded in windows
@@ -159,13 +166,13 @@ def seasoned(net):
     "With normalisation that does something"
     for m in net.modules():
         if isinstance(m, torch.nn.BatchNorm2d):
-            for values, low, high in ((m.weight, 0.5, 1.5), (m.bias, -0.2, 0.2), (m.running_mean, -0.1, 0.1), (m.running_var, 0.5, 1.5)):
-                torch.nn.init.uniform_(values, low, high)
+            for values in (m.weight, m.running_var): torch.nn.init.uniform_(values, 0.5, 1.5)
+            for values in (m.bias, m.running_mean): torch.nn.init.uniform_(values, -0.2, 0.2)
     return net.eval()
 
 
-NETS = {'aisfx': Aisfx, 'aisfx, folded': lambda: Aisfx().folded(), 'cnn10': lambda: seasoned(Cnn10()), 'cnn14': lambda: seasoned(Cnn14()),
-        'resnet38': lambda: seasoned(ResNet38()), 'patches': Patches}
+NETS = {'aisfx': Aisfx, 'aisfx, folded': lambda: Aisfx().folded(), 'patches': Patches, 'cnn10': lambda: seasoned(Cnn10()),
+        'cnn14': lambda: seasoned(Cnn14()), 'resnet38': lambda: seasoned(ResNet38())}
 
 
 @pytest.fixture(scope='module', params=NETS)
@@ -200,7 +207,7 @@ def test_windows_equal_the_whole(net, monkeypatch):
 
 @torch.inference_mode()
 def test_windows_in_a_batch(net):
-    "A clip in windows beside one of a single window and one shorter than a token; the last also alone, with its padding"
+    "A clip in windows beside one of a single window and one shorter than a token; the last also alone with its padding"
     step = net.stride * net.hop
     lengths = torch.tensor([net.core * step + 1, (net.core - 9) * step, 300])
     waves = 0.1 * torch.randn(3, int(lengths.max()))
@@ -210,7 +217,8 @@ def test_windows_in_a_batch(net):
         batch = net(waves[rows], mask[rows])
         for k, i in enumerate(rows):
             n = alone[i].tokens.shape[1]
-            assert batch.mask[k].sum() == n and close(batch.tokens[k, :n], alone[i].tokens[0]) and close(batch.pooled[k], alone[i].pooled[0])
+            assert batch.mask[k].sum() == n and close(batch.tokens[k, :n], alone[i].tokens[0])
+            assert close(batch.pooled[k], alone[i].pooled[0])
 
 
 @torch.inference_mode()
@@ -266,7 +274,8 @@ def measure(folder):
 @pytest.mark.skipif(not sys.platform.startswith('linux'), reason='peak memory is read from /proc')
 def test_memory_is_bounded(tmp_path):
     encoded(tmp_path/'odd.wav', np.tile(NOISE, 5), 44101)
-    odd, three, thin, long = map(float, subprocess.run([sys.executable, __file__, str(tmp_path)], capture_output=True, text=True, check=True).stdout.split())
+    run = subprocess.run([sys.executable, __file__, str(tmp_path)], capture_output=True, text=True, check=True)
+    odd, three, thin, long = map(float, run.stdout.split())
     tokens = 7 * 60 * 100 * 64 * 4 / 2**20 # of seven minutes; a few copies are made of them, for pooling among others
     assert odd < 100 and three < 1000 and long < thin + 10 * tokens + 20, (odd, three, thin, long)
 

@@ -308,6 +308,7 @@ def test_make_test_begins_with_undefined_names():
     (['docs', '--out', '/proc/x'], "'/proc/x'; name a folder that can be written"),
     (['report', '--out', 'settings.ini/x'], 'settings.ini/x is not a folder'),
     (['report', '--out', 'taken'], "taken/index.html'; name a"),
+    (['report', '--out', 'x' * 300], "xxx'; choose a shorter name"),
     (['readme'], "README.md'; name a folder")])
 def test_a_place_that_cannot_be_written(paper, project, command, told):
     paper('index', '1').rename(project/'nbs'/'index.ipynb')
@@ -334,6 +335,15 @@ def test_data_check(sounds, capsys):
     assert cli.main(['data', 'check', str(sounds)]) == 1
     said = capsys.readouterr().out.splitlines()
     assert 'rain.wav' in said[0] and 'clock.wav' in said[1] and said[2] == '2 clips, 2 captions, 2 problems'
+
+
+@pytest.mark.parametrize('name, why', [('x' * 300 + '.wav', 'File name too long'), ('a\0b.wav', 'null')])
+def test_a_file_name_that_cannot_be_one(sounds, capsys, name, why):
+    (sounds/'metadata.csv').write_text(f'file_name,caption\nrain.wav,rain falls\n{name},a clock ticks\n')
+    assert cli.main(['data', 'check', str(sounds)]) == 2
+    said = capsys.readouterr().err
+    assert f'metadata.csv, row 3: {name[:60]!r} cannot be the name of a file' in said and why in said, said
+    assert 'correct the row or delete it' in said
 
 
 def test_data_check_of_no_folder(project, capsys):

@@ -1,5 +1,6 @@
 "Opening what the settings name: the device, the data, the encoders. What is not there is told before anything starts."
 from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from atr_nb import cli
 from atr_nb.data.datasets import AudioCaps, Clotho
+from atr_nb.encoders.panns import Cnn10, load_panns
 from atr_nb.results.opening import TABLES, check
 from atr_nb.settings import load
 from atr_nb.training import trainer
@@ -148,3 +150,42 @@ def test_a_hub_model_may_be_downloaded(project, monkeypatch):
     with pytest.raises(ValueError, match='HF_HUB_OFFLINE forbids'): check(load(text_encoder='bert-base-nowhere'))
     monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', False)
     check(load(text_encoder='bert-base-nowhere'))
+
+
+# PANNs checkpoints
+
+class Harm:
+    "Would leave a file where it was unpickled"
+    def __init__(self, file): self.file = file
+    def __reduce__(self): return Path.touch, (self.file,)
+
+
+@pytest.fixture(scope='module')
+def weights(): return Cnn10().state_dict()
+
+
+def test_a_checkpoint_as_the_official_ones_are(tmp_path, weights):
+    names = 'fc1.weight', 'fc_audioset.bias', 'spectrogram_extractor.stft.conv_real.weight', 'logmel_extractor.melW'
+    others = {name: torch.zeros(3) for name in names}
+    numbers = [np.float64(0.4), np.float32(1), np.int64(3), np.int32(3), np.bool_(True), np.arange(3), np.arange(3) / 2]
+    content = dict(iteration=np.int64(600_000), model=weights | others, sampler=dict(indexes=np.arange(5)), statistics=numbers)
+    torch.save(content, tmp_path/'cnn10.pth')
+    read = load_panns(tmp_path/'cnn10.pth').state_dict()
+    assert read.keys() == weights.keys() and all(torch.equal(read[k], weights[k]) for k in weights)
+
+
+@pytest.mark.parametrize('content', [
+    [1, 2], None, 3, 'weights', {}, {'model': [1]}, {'model': 'x'}, {1: torch.zeros(2)}, {'conv_block1.conv1.weight': 3}])
+def test_a_checkpoint_of_something_else(tmp_path, content):
+    torch.save(content, tmp_path/'other.pth')
+    told = 'other.pth: not (the weights of a network|a checkpoint of Cnn10)'
+    with pytest.raises(ValueError, match=told): load_panns(tmp_path/'other.pth')
+
+
+def test_a_checkpoint_that_was_cut_or_does_harm(tmp_path, weights):
+    torch.save({'model': weights, 'more': Harm(tmp_path/'harm')}, tmp_path/'bad.pth')
+    data = (tmp_path/'bad.pth').read_bytes()
+    for size in (None, 0, 10, 1000, len(data) // 2, -5):
+        (tmp_path/'bad.pth').write_bytes(data[:size])
+        with pytest.raises(ValueError, match='bad.pth: not a readable checkpoint'): load_panns(tmp_path/'bad.pth')
+    assert not (tmp_path/'harm').exists()

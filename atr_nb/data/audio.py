@@ -45,7 +45,8 @@ class _Forward(sf.SoundFile):
 def _more_to_come(rate:int, channels:int)->bytes: # a silent mp3 packet that promises 2**31 others
     octave = next(k for k in (0, 1, 2) if rate << k >= 32000) # MPEG 1, 2 or 2.5
     size = (144 if octave == 0 else 72) * (320_000 if octave == 0 else 160_000) // rate
-    head = bytes([255, (0xFB, 0xF3, 0xE3)[octave], 14 << 4 | (44100, 48000, 32000).index(rate << octave) << 2, 0 if channels == 2 else 3 << 6])
+    which = (44100, 48000, 32000).index(rate << octave)
+    head = bytes([255, (0xFB, 0xF3, 0xE3)[octave], 14 << 4 | which << 2, 0 if channels == 2 else 3 << 6])
     side = (17 if octave == 0 else 9) if channels == 1 else (32 if octave == 0 else 17)
     return (head + bytes(side) + b'Info' + (1).to_bytes(4) + (2**31 - 1).to_bytes(4)).ljust(size, b'\0')
 
@@ -55,19 +56,20 @@ def _source(path:str|Path)->str|io.BytesIO: # what to open: the file, or its con
     if kind == 'MP3' and re.search('bitrate mode +: constant', remarks):
         raw = Path(path).read_bytes()
         if not re.search(rb'(Info|Xing)\0\0\0', raw):
-            tags = sum(map(int, re.findall(r'ID3v2.* header length :\s+(\d+)', remarks))) # bytes, in front of the first packet
+            tags = sum(map(int, re.findall(r'ID3v2.* header length :\s+(\d+)', remarks))) # bytes in front
             return io.BytesIO(raw[:tags] + _more_to_come(rate, channels) + raw[tags:])
     if kind.startswith('WAV') and not frames:
         raw = Path(path).read_bytes()
         head, data, sound = raw.partition(b'data\0\0\0\0')
-        if sound and not sound[:4].strip().isalnum(): return io.BytesIO(head + b'data' + b'\xff' * 4 + sound) # no other chunk follows
+        if sound and not sound[:4].strip().isalnum(): # not the name of another chunk
+            return io.BytesIO(head + b'data' + b'\xff' * 4 + sound)
     return str(path)
 
 @contextmanager
 def opened(
     path:str|Path, # an audio file
     ): # yields a `soundfile.SoundFile`
-    "Open a file that is read once, from beginning to end. `AudioError` when it, or what is read of it, cannot be understood."
+    "Open a file that is read once, from beginning to end. `AudioError` when it cannot be understood, or what is read of it."
     try:
         if Path(path).suffix.lower() == '.raw': raise sf.LibsndfileError(1) # of a format that is none
         with _Forward(_source(path)) as f: yield f

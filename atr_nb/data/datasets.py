@@ -154,9 +154,12 @@ def inside(
     where:str, # table and row, named in errors
     )->Path: # the file
     "The file `name` in `folder`. A path that leaves the folder, itself or through a link, is refused; so is a missing file."
-    path = (folder/name).resolve()
+    try: path, there = (folder/name).resolve(), (folder/name).is_file()
+    except (OSError, ValueError) as e:
+        why = getattr(e, 'strerror', e)
+        raise ValueError(f"{where}: {name[:60]!r} cannot be the name of a file ({why}); correct the row or delete it") from e
     if not path.is_relative_to(folder.resolve()): raise ValueError(f"{where}: {name!r} leaves the folder {folder}; copy the file into it and use a relative path")
-    if not path.is_file(): raise FileNotFoundError(f"{where}: {name!r} is not a file in {folder}; correct the row or delete it")
+    if not there: raise FileNotFoundError(f"{where}: {name!r} is not a file in {folder}; correct the row or delete it")
     return folder/name
 
 # %% ../../nbs/data/12_datasets.ipynb #62de375b

@@ -221,10 +221,11 @@ def read_checkpoint(
     )->dict: # its content
     "Read a checkpoint without running any code in it. A file that is missing, cut short or unsafe is an error that says so."
     if not Path(path).is_file(): raise FileNotFoundError(f"{path}: no such checkpoint; PANNs are at Zenodo, record 3987831")
-    rebuild = np._core.multiarray._reconstruct
-    numbers = [np.ndarray, np.dtype, *(getattr(np.dtypes, n) for n in ('Int64DType', 'Int32DType', 'Float64DType', 'Float32DType'))]
+    build = [getattr(np._core.multiarray, name) for name in ('_reconstruct', 'scalar')]
+    numbers = [type(np.dtype(letter)) for letter in '?bBhHiIlLqQefd'] # truth values, whole numbers and fractions
+    before = [(f, f'numpy.core.multiarray.{f.__name__}') for f in build] # their names in numpy 1
     try:
-        with torch.serialization.safe_globals([*numbers, rebuild, (rebuild, 'numpy.core.multiarray._reconstruct')]):
+        with torch.serialization.safe_globals([np.ndarray, np.dtype, *numbers, *build, *before]):
             return torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e: # torch has a dozen ways to say it
         raise ValueError(f"{path}: not a readable checkpoint ({type(e).__name__}); it may be cut short, download it again") from e
@@ -237,7 +238,10 @@ def load_panns(
     "Fill a PANNs encoder from an official checkpoint. A file of another network is a `ValueError` that lists what does not fit."
     label = 'this dict' if isinstance(source, dict) else str(source)
     state = source if isinstance(source, dict) else read_checkpoint(source)
-    state = {k: v for k, v in state.get('model', state).items() if not k.startswith(PASSED_OVER)}
+    state = state.get('model', state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+        raise ValueError(f"{label}: not the weights of a network, tensors by name; PANNs are at Zenodo, record 3987831")
+    state = {k: v for k, v in state.items() if not k.startswith(PASSED_OVER)}
     if model is None:
         model = (ResNet38 if 'resnet.layer1.0.conv1.weight' in state else Cnn14 if 'conv_block6.conv1.weight' in state else Cnn10)()
     own = model.state_dict()
