@@ -11,9 +11,9 @@ from atr_nb.methods import create
 from atr_nb.methods.cmlf import cmlf_recipe, encoder_of, thirds
 from atr_nb.model import Encoded, RetrievalModel
 from atr_nb.training.checkpoints import load_weights
-from atr_nb.training.curriculum import Ancillary, MinedBatches, ancillary, grow, in_batch, mine, samplers
+from atr_nb.training.curriculum import Ancillary, MinedBatches, ancillary, grow, in_batch, mine, samplers, share_with_twin
 from atr_nb.training.recipe import Recipe, Stage, apply_stage, selected
-from atr_nb.training.trainer import fit
+from atr_nb.training.trainer import fit, loss_on
 
 
 def cloud(n, d=16, seed=0):
@@ -199,3 +199,23 @@ def test_resting_weights_do_not_move(tmp_path):
 def test_summed_loss_is_twice_the_mean(): # Eq. 4
     a, t, ids = Encoded(torch.randn(8, 8)), Encoded(torch.randn(8, 8)), torch.tensor([0, 0, 1, 2, 3, 4, 5, 6])
     assert torch.allclose(model().loss(a, t, ids)['loss'], 2 * model('baseline').loss(a, t, ids)['loss'])
+
+
+# Looking at batches
+
+def test_share_with_twin_is_counted_sample_by_sample():
+    labels = torch.randint(9, (96,), generator=torch.Generator().manual_seed(0)).tolist()
+    batches = list(torch.randperm(96, generator=torch.Generator().manual_seed(1)).split(8))
+    met = [any(labels[i] == labels[j] for j in b if j != i) for b in batches for i in b]
+    assert share_with_twin(labels, batches) == pytest.approx(100 * sum(met) / len(met))
+    assert share_with_twin(['same'] * 8, [torch.arange(8)]) == 100 and share_with_twin(list(range(8)), [torch.arange(8)]) == 0
+
+
+def test_loss_on_batches_leaves_the_model_as_it_was():
+    p, m = pairs(64), model(context=1).train()
+    before = {k: v.clone() for k, v in m.state_dict().items()}
+    batches = list(torch.arange(64).split(16))
+    loss = loss_on(m, p, batches)['loss']
+    assert loss == loss_on(m, p, batches)['loss'] == pytest.approx(np.mean([loss_on(m, p, [b])['loss'] for b in batches]))
+    assert all(torch.equal(v, before[k]) for k, v in m.state_dict().items())
+    assert m.audio.context.training and all(q.grad is None for q in m.parameters())

@@ -7,6 +7,7 @@ from atr_nb.data.batches import Pairs
 from atr_nb.data.scenes import Scenes
 from atr_nb.files import save_arrays, sealed, write_file
 from atr_nb.results import published as P, report as R, tables as T
+from atr_nb.results.experiment import Experiment
 from atr_nb.results.runs import Records
 from atr_nb.settings import load
 
@@ -392,3 +393,29 @@ def test_peak_memory_is_of_the_process_itself():
     parent = f"import subprocess, sys; held = b'x' * (1500 * 2**20); subprocess.run([sys.executable, '-c', {measure!r}], check=True)"
     peak = int(subprocess.run([sys.executable, '-c', parent], capture_output=True, text=True, check=True).stdout)
     assert 50 < peak < 1400
+
+
+# What pages share
+
+def test_rows_of_a_sweep_stand_as_given_whatever_is_run_first(tmp_path):
+    class Noted(Experiment):
+        def run(self, table, row, dataset, seed, **what): return self._note(table, row, dict(dataset=dataset, seed=seed))
+        def save(self): pass
+        def table(self, name): return [(r['dataset'], r['row']) for r in self.records if r['table'] == name]
+    lab = Noted(load('smoke', out=str(tmp_path)), 'baseline')
+    def needs_a_teacher(dataset, seed): return lab.run('main', 'teacher', dataset, seed) and {}
+    rows = {'student': needs_a_teacher, 'teacher': {}}
+    lab.run('other', 'x', 'scenes-dense', 0)
+    given = [(d, row) for d in ('scenes-sparse', 'scenes-dense') for row in rows]
+    assert lab.sweep('main', rows, ['scenes-sparse']) == given[:2] and lab.sweep('main', rows, ['scenes-dense']) == given
+    assert lab.sweep('main', {'more': {}}, ['scenes-dense']) == given + [('scenes-dense', 'more')]
+    assert lab.records[0]['table'] == 'other'
+
+
+def test_gained_and_lost_are_those_found_first_on_one_side():
+    rng = np.random.default_rng(0)
+    before, after = rng.integers(0, 5, 200), rng.integers(0, 5, 200)
+    for q, why in R.gained_and_lost(before, after, n=9).items():
+        assert (after[q] == 0 and before[q] > 0) if why.startswith('gained') else (before[q] == 0 and after[q] > 0)
+    assert len(R.gained_and_lost(before, after, n=9)) == 18 and R.gained_and_lost(before, before) == {}
+    assert R.moves({'x': (before, after)})['x'].sum() == pytest.approx(100, abs=.2)

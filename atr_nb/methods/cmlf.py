@@ -31,7 +31,6 @@ class CMLF(Baseline):
     def loss(self, audio:Encoded, text:Encoded, clip_ids:Tensor)->dict:
         return {'loss': 2 * nt_xent(self.similarity(audio, text), self.temperature, clip_ids)}
 
-# %% ../../nbs/methods/61_cmlf.ipynb #df7e88dc
 Method = CMLF # what `create('cmlf', ...)` builds
 
 # %% ../../nbs/methods/61_cmlf.ipynb #610c2fe7

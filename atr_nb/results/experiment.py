@@ -5,18 +5,25 @@
 # %% ../../nbs/results/74_experiment.ipynb #a3e28725
 from __future__ import annotations
 from collections.abc import Callable, Iterable
+import numpy as np
+import pandas as pd
+from torch import Tensor
 from tqdm import tqdm
+from ..data.batches import RandomBatches
+from ..data.scenes import near_miss_recall
 from ..methods.cmlf import cmlf_recipe
 from .published import published
 from .report import Listen, save_examples, save_figure
 from .runs import Lab, Workbench
-from .tables import Claim, Table, Verdicts, judge, judge_all, load_ranks, table, write_claims, write_tables
+from .tables import (Claim, Table, Verdicts, judge, judge_all, load_ranks, place_of, table, write_claims,
+                                   write_tables)
 from ..settings import Settings
-from ..training.curriculum import Ancillary, samplers
+from ..training.curriculum import Ancillary, MinedBatches, samplers
 from ..training.recipe import Recipe
+from ..training.trainer import loss_on
 
 # %% auto #0
-__all__ = ['Row', 'Findings', 'Experiment', 'with_curriculum']
+__all__ = ['Row', 'Findings', 'Experiment', 'mined', 'drawn', 'with_curriculum']
 
 # %% ../../nbs/results/74_experiment.ipynb #64957f7e
 class Findings(list):
@@ -58,8 +65,16 @@ class Experiment(Lab):
             bar.set_postfix_str(f'{dataset}, {row}, seed {seed}')
             what = rows[row](dataset, seed) if callable(rows[row]) else rows[row]
             self.run(name, row, dataset, seed, **what)
+        self._arrange(name, list(rows))
         self.save()
         return self.table(name)
+
+    def _arrange(self, name:str, rows:list[str])->None:
+        "Let the records of these rows stand in their order, dataset by dataset, in the places that they have together."
+        ours = [k for k, r in enumerate(self.records) if r['table'] == name and r['row'] in rows]
+        sets = list(dict.fromkeys(self.records[k]['dataset'] for k in ours))
+        place = lambda r: (sets.index(r['dataset']), rows.index(r['row']))
+        for k, r in zip(ours, sorted((self.records[k] for k in ours), key=place)): self.records[k] = r
 
     def ablate(self,
         name:str, # of the table
@@ -68,6 +83,18 @@ class Experiment(Lab):
         )->Table:
         "Sweep rows that ask for a reason: fewer seeds, and the first dataset unless told otherwise."
         return self.sweep(name, rows, datasets or self.settings.datasets[:1], self.settings.ablation_seeds)
+
+    def by_stage(self,
+        name:str, # of the new table
+        table:str, # the table whose runs are measured
+        rows:dict[str, str], # row there -> what its rows are called here: 'NAME, stage 1' and so on
+        )->Table:
+        "A table of runs as they were after each of their stages."
+        for row, called in rows.items():
+            for r in self.find(table=table, row=row):
+                for k in sorted({line['stage'] for line in self.history(r)}): self.after(k, name, f'{called}, stage {k}', r)
+        self.save()
+        return self.table(name)
 
     def table(self, name:str)->Table: # beside the published numbers, where there are any
         "Render one table."
@@ -81,6 +108,32 @@ class Experiment(Lab):
         "Mean over a row's seeds; on the first dataset unless told otherwise."
         found = self.find(table=table, row=row, dataset=dataset or self.settings.datasets[0])
         return sum(r['metrics'][metric] for r in found) / len(found)
+
+    def curve(self, table:str, row:str, dataset:str|None=None)->list[float]: # a value per epoch, in percent
+        "Validation recall along the epochs (mean of R@1, R@5, R@10 and both directions), mean over a row's seeds."
+        found = self.find(table=table, row=row, dataset=dataset or self.settings.datasets[0])
+        scores = zip(*([line['score'] / 3 for line in self.history(r)] for r in found)) # as far as all seeds went
+        return [sum(of_seeds) / len(found) for of_seeds in scores]
+
+    def loss(self,
+        record:dict,
+        split:str,
+        batches:list[Tensor], # samples of each batch
+        weights:str='best', # or 'stage1' and so on
+        )->float:
+        "The loss of a record's model on batches of a split of its dataset."
+        pairs = self.bench(record).pairs(record['dataset'], split)
+        return loss_on(self.trained(record, weights), pairs, batches)['loss']
+
+    def ranks(self, record:dict, way:str='t2a')->np.ndarray: # counted from 0, ties by their mean (queries,)
+        "The rank of the right answer of each query: of the clip for a caption ('t2a'), of the first caption for a clip ('a2t')."
+        stored = {f"{record['run']}_{w}": its for w, its in self._ranks[record['run']].items()}
+        return place_of(stored, record, way).rank().numpy()
+
+    def near_misses(self, table:str, row:str, dataset:str)->pd.DataFrame: # kinds x ('R@1', 'told apart'), in percent
+        "`near_miss_recall` of scenes whose test split comes in families, mean over a row's seeds."
+        found = self.find(table=table, row=row, dataset=dataset)
+        return sum(near_miss_recall(self.scores(r), self.clips(dataset, 'test')) for r in found) / len(found)
 
     def figure(self, name:str, fig, caption:str): # the figure, for the cell to show
         "Keep a figure for the report, with a sentence that says what is to be seen, and close it."
@@ -123,27 +176,49 @@ class Experiment(Lab):
         return f'{len(self.records)} records of {len({r["run"] for r in self.records})} runs{left}'
 
 # %% ../../nbs/results/74_experiment.ipynb #8394f40b
-def _samplers(lab:Experiment, teacher:dict, which:str, guard:float|None, batch_size:int, seed:int)->tuple[dict, str]:
-    "The easy and hard batches that a teacher's vectors give, mined once, and where the vectors come from."
-    key = (teacher['run'], which, guard, batch_size, seed)
+def mined(
+    lab:Experiment,
+    teacher:dict, # the record of a trained model
+    batch_size:int,
+    seed:int,
+    which:str='both', # whose vectors: 'audio', 'text' or 'both'
+    guard:float|None=0.95, # no two samples of a batch with a higher cosine; None: no such rule
+    split:str='train', # of the teacher's dataset
+    )->dict[str, MinedBatches]: # 'easy' and 'hard'
+    "The batches that a trained model's vectors give, mined once."
+    key = (teacher['run'], batch_size, seed, which, guard, split)
     if key not in lab._mined:
-        train = lab.bench(teacher).pairs(teacher['dataset'], 'train')
-        of = Ancillary.of(train, *lab.pooled(teacher), which, teacher['run'])
-        lab._mined[key] = samplers(of, train, batch_size, seed, guard=guard), of.source
+        pairs = lab.bench(teacher).pairs(teacher['dataset'], split)
+        of = Ancillary.of(pairs, *lab.pooled(teacher, split), which, teacher['run'])
+        lab._mined[key] = samplers(of, pairs, batch_size, seed, guard=guard)
     return lab._mined[key]
+
+def drawn(
+    lab:Experiment,
+    teacher:dict, # and the rest as for `mined`
+    batch_size:int,
+    seed:int,
+    **how, # which, guard, split
+    )->dict[str, list[Tensor]]: # 'easy', 'random' and 'hard' batches
+    "One epoch of each kind of batches, to look at or to measure a model on."
+    its = mined(lab, teacher, batch_size, seed, **how)
+    random = RandomBatches(len(its['easy'].vectors), batch_size, seed)
+    return {'easy': its['easy'].batches(0), 'random': random.batches(0), 'hard': its['hard'].batches(0)}
 
 def with_curriculum(
     lab:Experiment,
-    teacher:dict, # the record of a trained model, on the same dataset
+    teacher:dict|None, # the record of a trained model, on the same dataset; None: no mining, random batches in the same stages
     seed:int,
     method:str='cmlf',
     options:dict|None=None, # of the method
     recipe:Recipe|None=None, # of one stage, for as many epochs in all; None: the settings'
-    which:str='both', # whose vectors: 'audio', 'text' or 'both'
-    guard:float|None=0.95, # no two samples of a batch with a higher cosine; None: no such rule
+    which:str='both', # see `mined`
+    guard:float|None=0.95, # see `mined`
     bench:Workbench|None=None, # other encoders
     )->dict: # arguments for `Lab.run`
     "A row for `sweep`: a method trained in 3CMLF's three stages, with mined batches."
-    recipe = cmlf_recipe((bench or lab).model(method, options or {}, seed), recipe or lab.recipe())
-    mined, source = _samplers(lab, teacher, which, guard, recipe.batch_size, seed)
-    return dict(method=method, options=options, recipe=recipe, samplers=mined, extra=dict(ancillary=source, guard=guard), bench=bench)
+    recipe = cmlf_recipe((bench or lab).model(method, options or {}, seed), recipe or lab.recipe(), mining=bool(teacher))
+    row = dict(method=method, options=options, recipe=recipe, bench=bench)
+    if not teacher: return row
+    its = mined(lab, teacher, recipe.batch_size, seed, which, guard)
+    return row | dict(samplers=its, extra=dict(ancillary=f"{teacher['run']}, {which}", guard=guard))

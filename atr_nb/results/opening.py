@@ -4,12 +4,13 @@
 
 # %% ../../nbs/results/69_opening.ipynb #417f46e1
 from __future__ import annotations
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from ..settings import Settings
 
 # %% auto #0
-__all__ = ['TABLES', 'split_size', 'open_split', 'open_encoders', 'check_data', 'check']
+__all__ = ['TABLES', 'split_size', 'open_split', 'open_encoders', 'untrained', 'check_data', 'check']
 
 # %% ../../nbs/results/69_opening.ipynb #7013c47c
 def split_size(settings:Settings, dataset:str, split:str)->int: # split: train, val or test; 0 is the whole of it
@@ -44,6 +45,15 @@ def open_encoders(settings:Settings)->tuple: # (audio encoder, text encoder)
         audio = {'cnn10': Cnn10, 'cnn14': Cnn14, 'resnet38': ResNet38}[settings.audio_encoder]()
         if settings.audio_weights: load_panns(settings.audio_weights, audio)
     return audio, TextEncoder(settings.text_encoder)
+
+# %% ../../nbs/results/69_opening.ipynb #f23e1b99
+def untrained(settings:Settings): # an audio encoder
+    "An audio encoder that has heard nothing yet: the settings' own with random weights, or log-mel patches where encoders are frozen."
+    from atr_nb.encoders.aisfx import Aisfx
+    from atr_nb.encoders.patches import Patches
+    if not settings.finetune: return Patches()
+    if settings.audio_encoder == 'aisfx': return Aisfx('random')
+    return open_encoders(replace(settings, audio_weights=None))[0]
 
 # %% ../../nbs/results/69_opening.ipynb #59616887
 TABLES = {'audiocaps': ('train.csv', 'val.csv', 'test.csv'),

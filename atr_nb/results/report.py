@@ -10,18 +10,20 @@ from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 from urllib.parse import quote
-import numpy as np, soundfile
+import numpy as np, pandas as pd, soundfile
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 import atr_nb
+from ..figures import draw_stages
 from ..files import write_file
 from ..notebooks import About, about, body, read_notebook
 from .published import published
 from .tables import HEADINGS, SAYS, Verdicts, duration, load_claims, load_records, overall, signed, table
 
 # %% auto #0
-__all__ = ['KINDS', 'CLASS', 'SHAPE', 'ASSETS', 'PROFILES', 'save_figure', 'training_figure', 'pick_queries', 'Listen',
-           'save_examples', 'read_paper', 'notebook_page', 'render']
+__all__ = ['KINDS', 'CLASS', 'SHAPE', 'ASSETS', 'PROFILES', 'save_figure', 'training_figure', 'stages_figure',
+           'told_apart_figure', 'pick_queries', 'Listen', 'save_examples', 'ranks_figure', 'moves', 'gained_and_lost',
+           'read_paper', 'notebook_page', 'render']
 
 # %% ../../nbs/results/73_report.ipynb #964cc7df
 def save_figure(
@@ -64,6 +66,45 @@ def training_figure(
         ax.set(title=dataset, xlabel='epoch')
     axes[0][0].set_ylabel('validation: mean of\nR@1, R@5, R@10 (%)'); axes[0][0].legend(frameon=False, fontsize=8)
     plt.close(fig); return fig
+
+# %% ../../nbs/results/73_report.ipynb #37ad1c9f
+def stages_figure(
+    lab, # with `find`, `history` and `settings.datasets`
+    table:str, # the table its rows belong to
+    rows, # names of rows
+    ): # a matplotlib figure
+    "Validation R@1 along the stages, a line of axes per dataset and an axis per row; each row's first seed."
+    import matplotlib.pyplot as plt
+    datasets, rows = lab.settings.datasets, list(rows)
+    size = 4.5 * len(rows), 2.3 * len(datasets)
+    fig, axes = plt.subplots(len(datasets), len(rows), figsize=size, squeeze=False, sharex=True, sharey='row')
+    for line, dataset in zip(axes, datasets):
+        for ax, row in zip(line, rows):
+            draw_stages(ax, lab.history(lab.find(table=table, row=row, dataset=dataset)[0]))
+            ax.set_title(f'{dataset}: {row}', fontsize=9)
+            ax.label_outer()
+        line[0].set_ylabel('validation R@1 (%)')
+    axes[0][0].legend(frameon=False, fontsize=8)
+    fig.tight_layout()
+    plt.close(fig)
+    return fig
+
+# %% ../../nbs/results/73_report.ipynb #f8c0f5b1
+def told_apart_figure(
+    told:dict[str, object], # title -> DataFrame (kinds, models or datasets) in percent
+    ): # a matplotlib figure
+    "Bars: how often a scene and its near miss are told apart, by kind of near miss; chance is 50."
+    import matplotlib.pyplot as plt
+    fig, axes = plt.subplots(1, len(told), figsize=(6*len(told), 2.8), sharey=True, squeeze=False)
+    for ax, (title, shares) in zip(axes[0], told.items()):
+        shares.plot.bar(ax=ax, rot=15, width=.8, legend=False, fontsize=8)
+        ax.axhline(50, color='k', lw=.8, ls=':')
+        ax.set(title=title, ylim=(0, 100))
+    axes[0][0].set_ylabel('told apart (%)')
+    handles = axes[0][0].get_legend_handles_labels()
+    fig.legend(*handles, ncol=len(handles[1]), frameon=False, fontsize=8, loc='upper center', bbox_to_anchor=(.5, -.02))
+    plt.close(fig)
+    return fig
 
 # %% ../../nbs/results/73_report.ipynb #4d143dc3
 KINDS = (('hit', 0, 0), ('near miss', 1, 4), ('miss', 10, np.inf)) # name, first and last place
@@ -144,6 +185,44 @@ def save_examples(
     for f in (folder/'audio').glob('*.ogg'):
         if f.name not in used: f.unlink()
     return file
+
+# %% ../../nbs/results/73_report.ipynb #23bbeb63
+def ranks_figure(
+    ranks:dict[str, tuple], # title -> (before, after): the rank of the right clip for each caption, from 0 (captions,) each
+    before:str='before', after:str='after', # what to call the two
+    ): # a matplotlib figure
+    "The rank of the right clip for every caption, before and after; a point below the line was found earlier afterwards."
+    import matplotlib.pyplot as plt
+    fig, axes = plt.subplots(1, len(ranks), figsize=(3.4*len(ranks), 3.1), squeeze=False)
+    for ax, (title, (x, y)) in zip(axes[0], ranks.items()):
+        last = max(x.max(), y.max()) + 1
+        ax.loglog(x + 1, y + 1, '.', ms=2.5, alpha=.3, mew=0)
+        ax.plot([1, last], [1, last], 'k', lw=.7)
+        ax.set(xlabel=f'rank {before}', ylabel=f'rank {after}', title=title)
+    fig.tight_layout()
+    plt.close(fig)
+    return fig
+
+def moves(
+    ranks:dict[str, tuple], # as for `ranks_figure`
+    )->pd.DataFrame: # 'better', 'as before', 'worse' for each title, in percent
+    "The share of captions whose right clip is found earlier afterwards, at the same place, or later."
+    signs = {title: np.sign(np.subtract(after, before)) for title, (before, after) in ranks.items()}
+    words = {'better': -1, 'as before': 0, 'worse': 1}
+    return pd.DataFrame({title: {word: 100 * (s == sign).mean() for word, sign in words.items()} for title, s in signs.items()}).round(1)
+
+def gained_and_lost(
+    before:np.ndarray, after:np.ndarray, # rank of the right clip for each caption, from 0 (captions,)
+    what:str='', # what came between the two, such as 'in stage 3'
+    n:int=2, # captions of either sort
+    )->dict[int, str]: # caption -> why it is shown, for `Listen`
+    "The captions that gained most and are found first now, and those that were found first and lost most."
+    gained, lost = np.where(after < 1, before, -1), np.where(before < 1, after, -1)
+    chosen = {}
+    for word, change in (('gained', gained), ('lost', lost)):
+        for q in np.argsort(-change, kind='stable')[:n]:
+            if change[q] > 0: chosen[int(q)] = f'{word} {what}'.strip() + f': rank {before[q] + 1:.0f}, then {after[q] + 1:.0f}'
+    return chosen
 
 # %% ../../nbs/results/73_report.ipynb #0fd09f56
 def _queries(folder:Path)->list[dict]:

@@ -4,6 +4,8 @@
 
 # %% ../../nbs/training/54_curriculum.ipynb #5184bfbe
 from __future__ import annotations
+from collections import Counter
+from collections.abc import Hashable
 from dataclasses import dataclass
 import numpy as np
 import torch
@@ -12,7 +14,7 @@ from torch.nn import functional as F
 from ..data.batches import Pairs
 
 # %% auto #0
-__all__ = ['ancillary', 'in_batch', 'grow', 'mine', 'Ancillary', 'MinedBatches', 'samplers']
+__all__ = ['ancillary', 'in_batch', 'grow', 'mine', 'batches_figure', 'share_with_twin', 'Ancillary', 'MinedBatches', 'samplers']
 
 # %% ../../nbs/training/54_curriculum.ipynb #2f7bceac
 def ancillary(
@@ -85,6 +87,31 @@ def mine(
         batches.append(torch.from_numpy(ids[chosen]))
         left = np.delete(left, places[chosen])
     return [batches[k] for k in rng.permutation(len(batches))]
+
+# %% ../../nbs/training/54_curriculum.ipynb #a1781262
+def batches_figure(
+    cosines:dict[str, dict[str, Tensor]], # title -> kind of batches -> cosines of pairs that meet, from `in_batch`
+    ): # a matplotlib figure
+    "How alike the samples are that meet in a batch: an axis for each title, a curve for each kind of batches."
+    import matplotlib.pyplot as plt
+    colours = {'easy': 'C2', 'random': '.6', 'hard': 'C3'}
+    fig, axes = plt.subplots(1, len(cosines), figsize=(max(7, 4.5*len(cosines)), 2.5), squeeze=False)
+    for ax, (title, of_kind) in zip(axes[0], cosines.items()):
+        for kind, values in of_kind.items():
+            ax.hist(values.flatten(), np.linspace(-.7, 1, 80), histtype='step', density=True, label=kind, color=colours.get(kind, 'C1'))
+        ax.set(title=title, xlabel='cosine of two samples in a batch', yticks=[])
+    axes[0][0].legend(frameon=False, fontsize=8)
+    plt.close(fig)
+    return fig
+
+# %% ../../nbs/training/54_curriculum.ipynb #15819246
+def share_with_twin(
+    labels:list[Hashable], # what each sample is (n,), such as the set of its sounds
+    batches:list[Tensor], # samples of each batch (B,)
+    )->float: # in percent
+    "How many of the samples meet another one with the same label in their batch: right answers that the loss takes for wrong ones."
+    met = [Counter(labels[i] for i in batch.tolist()) for batch in batches]
+    return 100 * sum(n for counts in met for n in counts.values() if n > 1) / sum(map(len, batches))
 
 # %% ../../nbs/training/54_curriculum.ipynb #c0b2eddc
 @dataclass(frozen=True)

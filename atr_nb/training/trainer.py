@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState, PartialState
 from tqdm import tqdm
 from ..data.batches import Pairs, RandomBatches
 from ..evaluation.metrics import retrieval_metrics
-from ..evaluation.scoring import encode_all, score_all
+from ..evaluation.scoring import encode_all, evaluating, score_all
 from ..model import RetrievalModel
 from ..files import load_json, save_json, sweep
 from .checkpoints import (CheckpointError, trusted, load_checkpoint, load_weights, save_checkpoint,
@@ -21,8 +21,8 @@ from .checkpoints import (CheckpointError, trusted, load_checkpoint, load_weight
 from .recipe import Recipe, apply_stage, check_recipe
 
 # %% auto #0
-__all__ = ['LOOK', 'devices', 'open_device', 'accelerator_for', 'train_epoch', 'validate', 'start_or_resume', 'Job', 'run_epoch',
-           'run_stage', 'fit', 'load_result']
+__all__ = ['LOOK', 'devices', 'open_device', 'accelerator_for', 'train_epoch', 'validate', 'loss_on', 'start_or_resume', 'Job',
+           'run_epoch', 'run_stage', 'fit', 'load_result']
 
 # %% ../../nbs/training/53_trainer.ipynb #213342bd
 def devices()->list[str]:
@@ -118,6 +118,21 @@ def validate(model:RetrievalModel, valid:Pairs, where:str='validation')->dict[st
     if not scores.isfinite().all(): raise FloatingPointError(
         f"{where}: validation scores are not finite. This epoch does not count, the state before it is kept. Try a lower learning rate.")
     return retrieval_metrics(scores, valid.clip_of_caption)
+
+# %% ../../nbs/training/53_trainer.ipynb #c4f226b5
+def loss_on(
+    model:RetrievalModel,
+    pairs:Pairs,
+    batches:list, # samples of each batch, int64 (B,)
+    )->dict[str,float]: # each part of the loss, averaged over the batches
+    "The loss of a model on given batches; the model stays as it is. ValueError if there is not a single batch."
+    if not batches: raise ValueError("loss_on: there is not a single batch")
+    device, found = next(model.parameters()).device, []
+    with evaluating(model):
+        for rows in batches:
+            b = pairs.batch(rows).to(device)
+            found.append(model.loss(model.encode_audio(b.audio, b.audio_mask), model.encode_text(b.text, b.text_mask), b.clip_ids))
+    return {name: sum(parts[name].item() for parts in found) / len(found) for name in found[0]}
 
 # %% ../../nbs/training/53_trainer.ipynb #e6477f7d
 def start_or_resume(
