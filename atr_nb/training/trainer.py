@@ -15,7 +15,7 @@ from ..data.batches import Pairs, RandomBatches
 from ..evaluation.metrics import retrieval_metrics
 from ..evaluation.scoring import encode_all, evaluating, score_all
 from ..model import RetrievalModel
-from ..files import load_json, save_json, sweep
+from ..files import load_json, save_json, sweep, write_file
 from .checkpoints import (CheckpointError, trusted, load_checkpoint, load_weights, save_checkpoint,
     save_weights, set_random_state)
 from .recipe import Recipe, apply_stage, check_recipe
@@ -238,7 +238,7 @@ def fit(
         (folder/'state.pt').unlink(missing_ok=True)
         return result
     state = start_or_resume(model, folder/'state.pt', seed, identity)
-    (folder/'log.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in state['history']))
+    write_file(folder/'log.jsonl', ''.join(json.dumps(line) + '\n' for line in state['history']))
     steps = [s.epochs * (len(train) // recipe.batch_size) for s in recipe.stages]
     with tqdm(total=sum(steps), initial=sum(steps[:state['stage']]), leave=False, disable=None if progress is None else not progress) as bar:
         job = Job(model, train, valid, recipe, samplers, folder, identity, workers, bar)
