@@ -14,7 +14,7 @@ from .settings import Settings, find_ini, load, suggest
 
 # %% auto #0
 __all__ = ['notebooks', 'choose', 'Progress', 'tables', 'tidy', 'alone', 'execute', 'parameters', 'told', 'reproduce', 'report',
-           'data_check', 'show', 'pages', 'parser', 'main']
+           'data_check', 'compare', 'show', 'pages', 'parser', 'main']
 
 # %% ../nbs/80_cli.ipynb #76fd8f13
 def notebooks(folder:Path)->dict[str,Path]: # name -> notebook
@@ -240,6 +240,12 @@ def data_check(args:Namespace)->int: # 1 if there is any problem
     print(f'{len(clips)} clips, {len(clips.flat_captions)} captions, {len(problems) or "no"} problem{"s" * (len(problems) != 1)}')
     return int(bool(problems))
 
+def compare(args:Namespace)->int:
+    "Print how two reports differ"
+    from atr_nb.results.compare import compare as differences
+    print(differences(args.a, args.b))
+    return 0
+
 def show(args:Namespace)->int:
     "Print what a profile comes to"
     for key, value in load(args.profile).describe().items(): print(f'{key:15} {value}')
@@ -280,6 +286,9 @@ def parser()->ArgumentParser:
     p.add_argument('--notebooks', metavar='DIR', help='the folder of notebooks to run (default: nbs/reproduce)')
 
     command('report', report, 'render tables and pages again from what has been run').add_argument('--out', metavar='DIR', help='where the runs are (default: reports)')
+    p = command('compare', compare, 'compare two reports: rows that moved, verdicts that changed')
+    p.add_argument('a', metavar='A', help='a folder of reports, of one profile, or of one paper')
+    p.add_argument('b', metavar='B', help='another')
     data = commands.add_parser('data', help='look after data').add_subparsers(dest='what', required=True, metavar='COMMAND')
     command('check', data_check, 'decode every clip of a folder with a metadata.csv and list what is wrong', data).add_argument('folder', metavar='FOLDER')
     command('settings', show, 'print what a profile comes to').add_argument('--profile', metavar='P')

@@ -33,8 +33,9 @@ class Settings:
     batch_size:int = 64 # pairs in a training batch
     epochs:int = 15 # passes over the training captions
     token_epochs:int = 0 # the same for methods that compare frames and words, whose epochs cost many times as much with cached features; 0 means as many as epochs
-    learning_rate:float = 5e-4 # at the start of a stage
-    lr_step:int = 20 # epochs after which the learning rate falls to a tenth
+    schedule:str = 'steps' # how the learning rate goes along a stage: steps, or one-cycle
+    learning_rate:float = 5e-4 # the highest: at the start of a stage in steps, at the peak of one cycle
+    lr_step:int = 20 # steps: epochs after which the learning rate falls to a tenth
     patience:int = 0 # epochs without a better validation result before stopping; 0 means never stop early
     seeds:tuple[int,...] = (0, 1, 2) # for the main tables
     ablation_seeds:tuple[int,...] = (0,) # for everything else
@@ -84,6 +85,7 @@ _rules = dict(
     audio_encoder=_one_of('aisfx', 'cnn10', 'cnn14', 'resnet38'), audio_weights=(lambda v: True, 'the path of a file'),
     text_encoder=(bool, 'minilm, tiny, a model name or a folder'), finetune=_yes_no,
     width=_whole(1, 10**5), batch_size=_whole(2, 10**6), epochs=_whole(1, 10**6), lr_step=_whole(1, 10**6),
+    schedule=_one_of('steps', 'one-cycle'),
     token_epochs=_whole(0, 10**6, ' (0 means as many as epochs)'), patience=_whole(0, 10**6, ' (0 means never stop early)'),
     learning_rate=(lambda v: isfinite(v) and v > 0, 'a number above 0'), seeds=_seeds, ablation_seeds=_seeds,
     device=(lambda v: re.fullmatch(r'auto|cpu|mps|cuda(:\d+)?', v), 'auto, cpu, mps, cuda or cuda:N'), precision=_one_of('no', 'bf16', 'fp16'),

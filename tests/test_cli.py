@@ -1,5 +1,6 @@
 "The command line: papermill runs that go well, fail, are interrupted or lose their kernel."
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -28,7 +29,7 @@ def read(path): return nbformat.read(path, 4)
 
 # What is asked for
 
-@pytest.mark.parametrize('command', [[], ['reproduce'], ['report'], ['data'], ['data', 'check'], ['settings'], ['docs'], ['readme']])
+@pytest.mark.parametrize('command', [[], ['reproduce'], ['report'], ['data'], ['data', 'check'], ['compare'], ['settings'], ['docs'], ['readme']])
 def test_help_everywhere(command, capsys):
     with pytest.raises(SystemExit) as e: cli.main([*command, '--help'])
     assert e.value.code == 0 and 'usage: atr-nb' in capsys.readouterr().out
@@ -358,9 +359,16 @@ def test_settings(project, capsys):
 
 # The real thing, tiny
 
+@pytest.fixture(scope='session')
+def features(tmp_path_factory):
+    "Features of the smoke profile, extracted once for all papers, even if they are tested side by side"
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base)/'features'
+
+
 @pytest.mark.parametrize('name', list(cli.notebooks(ROOT/'nbs'/'reproduce')) or [pytest.param('', marks=pytest.mark.skip('no reproduction notebook yet'))])
-def test_reproduction_in_the_smoke_profile(name, tmp_path):
-    folders = [f'--set={key}={tmp_path/key}' for key in ('cache', 'runs')]
+def test_reproduction_in_the_smoke_profile(name, tmp_path, features):
+    folders = [f'--set=cache={features}', f"--set=runs={tmp_path/'runs'}"]
     run = subprocess.run([*ATR, 'reproduce', '--profile', 'smoke', '--papers', name, '--out', str(tmp_path), *folders],
                          cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
@@ -369,3 +377,15 @@ def test_reproduction_in_the_smoke_profile(name, tmp_path):
     assert '|---' in run.stdout
     page = (tmp_path/'index.html').read_text()
     assert 'parameter profile' in page and str(tmp_path) not in page
+
+
+# Comparing
+
+def test_compare(tmp_path, capsys):
+    "Our own report with itself, and with a folder that holds none"
+    report = str(ROOT/'reports'/'embedded'/'baseline')
+    assert cli.main(['compare', report, report]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r'^(\d+) runs in both, \1 of them with the same numbers', said) and re.search(r'^0 of \d+ verdicts differ', said, re.M)
+    assert cli.main(['compare', report, str(tmp_path)]) == 2
+    assert f'{tmp_path} holds no runs.jsonl' in capsys.readouterr().err

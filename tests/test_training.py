@@ -22,7 +22,8 @@ from atr_nb.training.recipe import Recipe, Stage
 from atr_nb.training.trainer import fit
 
 WIDTH, IDENTITY = 12, 'toy/0123abcd'
-RECIPE = Recipe((Stage(2, ('audio.*',), lr=3e-3, lr_step=1, name='audio'), Stage(2, lr=3e-3, name='all')), batch_size=16)
+STAGES = (Stage(2, ('audio.*',), lr=3e-3, lr_step=1, name='audio'), Stage(2, lr=3e-3, schedule='one-cycle', name='all'))
+RECIPE = Recipe(STAGES, batch_size=16)
 
 
 class Toy(RetrievalModel):
@@ -138,7 +139,7 @@ def test_dying_at_every_write(tmp_path, reference, monkeypatch, after):
             except Died: died += 1
         begun = (folder/'state.pt').exists() or (folder/'result.json').exists() # then nothing of the new model may matter
         assert_same_run(folder, train(folder, new_model(seed=5 if begun else 0)), reference)
-    assert died == 4 + 2 * 2 + 2 # state per epoch; weights and state per stage; best weights and result
+    assert died == 1 + 4 + 2 * 2 + 2 # the log; state per epoch; weights and state per stage; best weights and result
 
 
 def test_half_written_file_beside_is_harmless(tmp_path, reference):

@@ -104,11 +104,12 @@ class Workbench:
 
     def recipe(self,
         epochs:int|None=None, # None: as many as the settings say
+        lr:float|None=None, # None: the learning rate of the settings
         **changes, # of the recipe: batch_size, patience, ...
         )->Recipe:
         "The settings' recipe: one stage, everything trainable, random batches."
         s = self.settings
-        stage = Stage(epochs=s.epochs, lr=s.learning_rate, lr_step=s.lr_step).over(epochs or s.epochs)
+        stage = Stage(s.epochs, lr=lr or s.learning_rate, lr_step=s.lr_step, schedule=s.schedule).over(epochs or s.epochs)
         return Recipe(**({'stages': (stage,), 'batch_size': s.batch_size, 'patience': s.patience} | changes))
 
 # %% ../../nbs/results/70_runs.ipynb #750e1041
@@ -116,9 +117,10 @@ def run_name(identity:dict)->str: # 16 hex digits
     "The hash that addresses a run."
     return hash_json(identity)[:16]
 
-def _identity(bench:Workbench, dataset:str, method:str, options:dict, recipe:Recipe, seed:int, samplers:dict, extra:dict)->dict:
+def _identity(bench:Workbench, dataset:str, method:str, options:dict, recipe:Recipe, seed:int, samplers:dict, extra:dict,
+              splits:tuple=('train', 'val', 'test'))->dict:
     s, (audio, text) = bench.settings, bench.encoders
-    return dict(dataset=dataset, data={part: bench.clips(dataset, part).manifest_hash for part in ('train', 'val', 'test')},
+    return dict(dataset=dataset, data={part: bench.clips(dataset, part).manifest_hash for part in splits},
         audio=audio.fingerprint(), text=text.fingerprint(), finetune=s.finetune, precision=s.precision, width=s.width,
         method=method, options=options, recipe=asdict(recipe), seed=seed, extra=extra, device=bench.device.type,
         code=code_hash('atr_nb.results.runs', f'atr_nb.methods.{method}', *map(type, samplers.values())))
@@ -133,20 +135,24 @@ def _circumstances(bench:Workbench, seconds:float)->dict:
     return dict(commit=commit(), versions=versions(), device=device_name(bench.device), seconds=round(seconds, 1), peak_memory_mb=peak_memory_mb(bench.device))
 
 # %% ../../nbs/results/70_runs.ipynb #7076c8be
-def _make_run(bench:Workbench, folder:Path, identity:dict, recipe:Recipe, samplers:dict|None)->None:
-    "Train, measure, and write `ranks.npz` and `record.json` into the run's folder."
-    if bench.device.type == 'cuda': torch.cuda.reset_peak_memory_stats()
+def _train(bench:Workbench, folder:Path, identity:dict, recipe:Recipe, samplers:dict)->tuple[RetrievalModel, dict]: # the model, what `fit` returns
     dataset, model = identity['dataset'], bench.model(identity['method'], identity['options'], identity['seed'])
     trained = fit(model, bench.pairs(dataset, 'train'), bench.pairs(dataset, 'val'), recipe, folder, identity['seed'], folder.name,
                   device=bench.settings.device, precision=bench.settings.precision, samplers=samplers,
                   workers=os.cpu_count() if bench.settings.finetune else 0)
+    save_json(folder/'identity.json', identity)
+    return model, trained
+
+def _make_run(bench:Workbench, folder:Path, identity:dict, recipe:Recipe, samplers:dict)->None:
+    "Train, measure, and write `ranks.npz` and `record.json` into the run's folder."
+    if bench.device.type == 'cuda': torch.cuda.reset_peak_memory_stats()
+    dataset, (model, trained) = identity['dataset'], _train(bench, folder, identity, recipe, samplers)
     started = time.perf_counter()
     test = bench.pairs(dataset, 'test')
     measured, order = _measure(test, *evaluate(model, test))
     save_arrays(folder/'ranks.npz', **order)
     record = dict(run=folder.name, dataset=dataset, split='test', seed=identity['seed'], **measured,
         n_parameters=sum(p.numel() for p in model.parameters()), **_circumstances(bench, trained['seconds'] + time.perf_counter() - started))
-    save_json(folder/'identity.json', identity)
     save_json(folder/'record.json', record)
 
 # %% ../../nbs/results/70_runs.ipynb #d7ed9b44
@@ -160,8 +166,11 @@ def check_run(
     )->None:
     "Compare all that a finished run left with its checksums. `Damaged` names the file; FileNotFoundError if the run is not finished."
     found, readers = load_json(record), {'.json': load_json, '.npz': check_file, '.safetensors': check_file}
-    for name in ('ranks.npz', 'identity.json', 'result.json', 'best.safetensors'):
-        if not record.with_name(name).is_file(): raise Damaged(f'{record.with_name(name)} is gone')
+    def need(*names):
+        for name in names:
+            if not record.with_name(name).is_file(): raise Damaged(f'{record.with_name(name)} is gone')
+    need('ranks.npz', 'identity.json', 'result.json', 'best.safetensors')
+    need(*(stage['weights'] for stage in load_json(record.with_name('result.json'))['stages']))
     for file in sorted(record.parent.iterdir()):
         if file.suffix in readers: readers[file.suffix](file)
     if ranks_hash(**load_arrays(record.with_name('ranks.npz'))) != found['ranks']:
@@ -177,6 +186,15 @@ def _ensure_run(bench:Workbench, folder:Path, identity:dict, recipe:Recipe, samp
         warnings.warn(f'{e} This happens now.')
         _forget(folder)
         _make_run(bench, folder, identity, recipe, samplers)
+
+# %% ../../nbs/results/70_runs.ipynb #7be42b5c
+def _try(bench:Workbench, folder:Path, identity:dict, recipe:Recipe, samplers:dict)->dict:
+    "Train, and take down what validation says."
+    about = dict(run=folder.name, dataset=identity['dataset'], seed=identity['seed'])
+    try: _, trained = _train(bench, folder, identity, recipe, samplers)
+    except FloatingPointError as e: return about | dict(failed=str(e))
+    best = trained['stages'][-1]
+    return about | dict(score=best['score'], metrics=best['metrics'], seconds=trained['seconds'], failed='')
 
 # %% ../../nbs/results/70_runs.ipynb #28bd2805
 class Records(Workbench):
@@ -260,6 +278,27 @@ class Lab(Records):
             self._ranks[folder.name] = load_arrays(folder/'ranks.npz')
         self._benches[folder.name] = bench
         return self._note(table, row, record)
+
+    def trial(self,
+        dataset:str,
+        seed:int,
+        method:str='baseline',
+        options:dict|None=None, # of the method
+        recipe:Recipe|None=None, # default: `Workbench.recipe`
+        samplers:dict|None=None, # further ways to draw batches, by name
+        extra:dict|None=None, # whatever else determines the run
+        bench:Workbench|None=None, # other encoders, more data; None: this lab's own
+        )->dict: # run, dataset, score and metrics on validation, seconds; failed: why, if the loss ran away
+        "Train, or find what was trained before, and say how it does on the validation split. The test split is not opened."
+        bench, samplers = bench or self, samplers or {}
+        recipe = recipe or bench.recipe()
+        identity = _identity(bench, dataset, method, options or {}, recipe, seed, samplers, extra or {}, ('train', 'val'))
+        folder = self.settings.runs/run_name(identity)
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder/'lock'):
+            if not intact(folder/'trial.json', load_json): save_json(folder/'trial.json', _try(bench, folder, identity, recipe, samplers))
+        self._benches[folder.name] = bench
+        return load_json(folder/'trial.json')
 
     def trained(self, record:dict, weights:str='best')->RetrievalModel:
         "The trained model of a record, in eval mode; `weights='stage1'` is how it was after its first stage."

@@ -6,21 +6,27 @@
 from __future__ import annotations
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+import torch
 from torch import nn
+from torch.optim import Adam, Optimizer
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, StepLR
 
 # %% auto #0
-__all__ = ['MONITORS', 'Stage', 'Recipe', 'parts', 'selected', 'apply_stage', 'check_recipe']
+__all__ = ['SCHEDULES', 'MONITORS', 'Stage', 'learning_rates', 'Recipe', 'parts', 'selected', 'apply_stage', 'check_recipe']
 
 # %% ../../nbs/training/51_recipe.ipynb #74f70dee
+SCHEDULES = ('steps', 'one-cycle')
+
 @dataclass(frozen=True)
 class Stage:
     "One leg of a training schedule. Defaults: Mei et al. 2022's Adam at 1e-4, times 0.1 every 20 epochs. [ancestor]"
     epochs:int # at most so many; early stopping may end the stage sooner
     train:tuple[str,...] = ('*',) # patterns on parameter names; a leading '!' excludes
     batches:str = 'random' # which sampler draws the batches
-    lr:float = 1e-4 # learning rate of the stage's first epoch
-    lr_step:int = 20 # epochs between two reductions
-    lr_gamma:float = 0.1 # factor of each reduction
+    lr:float = 1e-4 # highest learning rate: of the first epoch in steps, of the peak in one cycle
+    lr_step:int = 20 # steps: epochs between two reductions
+    lr_gamma:float = 0.1 # steps: factor of each reduction
+    schedule:str = 'steps' # one of SCHEDULES
     name:str = '' # for logs and tables
 
     def __post_init__(self):
@@ -31,10 +37,16 @@ class Stage:
         _require(self, 'lr', self.lr > 0, 'above 0')
         _require(self, 'lr_step', self.lr_step >= 1, 'at least 1 epoch')
         _require(self, 'lr_gamma', 0 < self.lr_gamma <= 1, 'above 0 and at most 1')
+        _require(self, 'schedule', self.schedule in SCHEDULES, f'one of {", ".join(SCHEDULES)}')
 
-    def lr_at(self, epoch:int)->float: # epoch counted from 0 within the stage
-        "Learning rate of one epoch."
-        return self.lr * self.lr_gamma ** (epoch // self.lr_step)
+    def scheduler(self,
+        optimizer:Optimizer,
+        batches:int, # in an epoch
+        )->LRScheduler: # to be stepped after every batch
+        "What moves the learning rate along the stage."
+        if self.schedule == 'one-cycle':
+            return OneCycleLR(optimizer, self.lr, total_steps=self.epochs * batches, cycle_momentum=False)
+        return StepLR(optimizer, self.lr_step * batches, self.lr_gamma)
 
     def over(self, epochs:int)->Stage:
         "The same stage in more or fewer epochs; its learning rate falls in the same proportion of them."
@@ -42,6 +54,20 @@ class Stage:
 
 def _require(owner, field, ok, rule):
     if not ok: raise ValueError(f"{type(owner).__name__}: {field}={getattr(owner, field)!r}, but it must be {rule}")
+
+# %% ../../nbs/training/51_recipe.ipynb #c9f02365
+def learning_rates(
+    stage:Stage,
+    batches:int, # in an epoch
+    )->list[float]: # one for every batch of the stage
+    "The learning rates that a stage goes through."
+    optimizer = Adam([nn.Parameter(torch.zeros(()))], lr=stage.lr)
+    scheduler, rates = stage.scheduler(optimizer, batches), []
+    for _ in range(stage.epochs * batches):
+        rates.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    return rates
 
 # %% ../../nbs/training/51_recipe.ipynb #b1d01340
 MONITORS = {'both': ('t2a', 'a2t'), 't2a': ('t2a',)} # which directions choose the best checkpoint

@@ -88,6 +88,7 @@ def train_epoch(
     accelerator:Accelerator,
     where:str='training', # for messages
     bar:tqdm|None=None, # advanced by one per batch
+    scheduler=None, # of the learning rate, stepped after every batch
     )->dict[str,float]: # each part of the loss, averaged over the batches
     "One pass over the batches. A loss that is not finite raises FloatingPointError."
     params = [p for group in optimizer.param_groups for p in group['params']]
@@ -102,6 +103,7 @@ def train_epoch(
         accelerator.backward(parts['loss'])
         accelerator.clip_grad_norm_(params, clip_norm)
         optimizer.step()
+        if scheduler: scheduler.step()
         model.zero_grad()
         names = ['loss', *(n for n in parts if n != 'loss')]
         losses.append(torch.stack([parts[n].detach() for n in names]))
@@ -145,7 +147,7 @@ def start_or_resume(
     state = load_checkpoint(path, identity)
     if state is None:
         torch.manual_seed(seed)
-        return {'stage': 0, 'epoch': 0, 'best': None, 'optimizer': None, 'scaler': None, 'stages': [], 'history': []}
+        return {'stage': 0, 'epoch': 0, 'best': None, 'optimizer': None, 'scheduler': None, 'scaler': None, 'stages': [], 'history': []}
     model.load_state_dict(state.pop('model'))
     set_random_state(state.pop('random'))
     del state['identity']
@@ -165,22 +167,22 @@ class Job:
     workers:int
     bar:tqdm
 
-def run_epoch(job:Job, state:dict, optimizer, accelerator:Accelerator)->dict: # the epoch's line of the log
+def run_epoch(job:Job, state:dict, optimizer, scheduler, accelerator:Accelerator)->dict: # the epoch's line of the log
     "Train and validate once, and note in `state` what came of it."
     k, epoch, recipe, started = state['stage'], state['epoch'], job.recipe, time.perf_counter()
     stage = recipe.stages[k]
     where = f'stage {k + 1}' + (f' ({stage.name})' if stage.name else '') + f', epoch {epoch + 1} of {stage.epochs}'
     job.bar.set_description(where + (f", best {state['best']['score']:.1f}" if state['best'] else ''), refresh=False)
-    for group in optimizer.param_groups: group['lr'] = stage.lr_at(epoch)
+    lr = scheduler.get_last_lr()[0] # of the first batch
     drawn = job.samplers[stage.batches].batches(epoch + sum(s.epochs for s in recipe.stages[:k]))
     batches = job.train.loader(drawn, job.workers, pin=accelerator.device.type == 'cuda')
-    losses = train_epoch(job.model, batches, optimizer, recipe.clip_norm, accelerator, where, job.bar)
+    losses = train_epoch(job.model, batches, optimizer, recipe.clip_norm, accelerator, where, job.bar, scheduler)
     metrics = validate(job.model, job.valid, where)
     score = recipe.score(metrics)
     if state['best'] is None or score > state['best']['score']:
         weights = {name: w.detach().to('cpu', copy=True) for name, w in job.model.state_dict().items()}
         state['best'] = {'epoch': epoch + 1, 'score': score, 'metrics': metrics, 'weights': weights}
-    line = {'stage': k + 1, 'name': stage.name, 'epoch': epoch + 1, 'lr': stage.lr_at(epoch), 'train': losses, 'valid': metrics,
+    line = {'stage': k + 1, 'name': stage.name, 'epoch': epoch + 1, 'lr': lr, 'train': losses, 'valid': metrics,
             'score': score, 'best': state['best']['score'], 'seconds': round(time.perf_counter() - started, 3)}
     state.update(epoch=epoch + 1, history=[*state['history'], line])
     return line
@@ -196,19 +198,24 @@ def run_stage(job:Job, state:dict, accelerator:Accelerator)->None:
     model, k = job.model, state['stage']
     stage = job.recipe.stages[k]
     save = lambda: save_checkpoint(job.folder/'state.pt', job.identity, **state, model=model.state_dict())
-    optimizer = accelerator.prepare(torch.optim.Adam(apply_stage(model, stage), lr=stage.lr, fused=True))
-    if state['optimizer']: optimizer.load_state_dict(state['optimizer'])
+    adam = torch.optim.Adam(apply_stage(model, stage), lr=stage.lr, fused=True)
+    scheduler = stage.scheduler(adam, len(job.train) // job.recipe.batch_size)
+    optimizer = accelerator.prepare(adam)
+    if state['optimizer']:
+        optimizer.load_state_dict(state['optimizer'])
+        scheduler.load_state_dict(state['scheduler'])
     if state['scaler']: accelerator.scaler.load_state_dict(state['scaler'])
     while not _over(state, stage, job.recipe.patience):
-        line = run_epoch(job, state, optimizer, accelerator)
-        state.update(optimizer=optimizer.state_dict(), scaler=accelerator.scaler.state_dict() if accelerator.scaler else None)
+        line = run_epoch(job, state, optimizer, scheduler, accelerator)
+        state.update(optimizer=optimizer.state_dict(), scheduler=scheduler.state_dict(),
+                     scaler=accelerator.scaler.state_dict() if accelerator.scaler else None)
         save()
         with open(job.folder/'log.jsonl', 'a') as log: log.write(json.dumps(line) + '\n')
     best, weights = dict(state['best']), f'stage{k + 1}.safetensors'
     model.load_state_dict(best.pop('weights'))
     save_weights(job.folder/weights, model, job.identity)
     finished = {'name': stage.name, 'weights': weights, 'epochs': state['epoch'], **best}
-    state.update(stage=k + 1, epoch=0, best=None, optimizer=None, stages=[*state['stages'], finished])
+    state.update(stage=k + 1, epoch=0, best=None, optimizer=None, scheduler=None, stages=[*state['stages'], finished])
     save()
 
 # %% ../../nbs/training/53_trainer.ipynb #87a06dcd
