@@ -6,7 +6,7 @@ from torch import nn
 from atr_nb.data.datasets import AudioCaps, Clips, Clotho, Folder, unplayable, hash_json
 from atr_nb.data.features import audio_features
 from atr_nb.data.batches import RandomBatches, Waveforms
-from atr_nb.model import Encoded
+from atr_nb.model import Encoded, Encoder
 
 RATE = 8000
 
@@ -18,7 +18,7 @@ class Tones(Clips):
     def duration(self, i): return (1., 1.5, 2.)[i % 3]
     def audio(self, i, sample_rate): return torch.sin(torch.arange(int(self.duration(i)*sample_rate)) * (2*torch.pi*(100+i)/sample_rate) + 0.1)
 
-class Ear(nn.Module):
+class Ear(Encoder):
     "Frames of 50 ms, projected; it dawdles for `pause` seconds a batch."
     name, sample_rate, frame_seconds, width = 'toy-ear', 8000, 0.05, 16
     def __init__(self, pause=0., frame=400):

@@ -19,7 +19,7 @@ from .audio import check_audio
 from .datasets import Clips
 from ..files import (BLANK, Damaged, atomic, code_hash, hash_file, hash_json, intact, load_json,
     save_json, seal)
-from ..model import Encoded
+from ..model import Encoded, Encoder
 
 # %% auto #0
 __all__ = ['Features', 'feature_facts', 'plan_batches', 'plan_shards', 'to_rows', 'check_entry', 'build', 'encode_shards',
@@ -64,11 +64,11 @@ class Features:
 def feature_facts(
     kind:str, # 'audio' or 'text'
     content:str, # hash of the sounds or of the captions
-    encoder:nn.Module, # with name, width and fingerprint()
+    encoder:Encoder,
     dtype:str, # 'float16' or 'float32'
     )->dict: # what determines the features, for a key and for people
     "Everything a cache entry depends on."
-    front = dict(sample_rate=getattr(encoder, 'sample_rate', None), frame_seconds=getattr(encoder, 'frame_seconds', None))
+    front = dict(sample_rate=encoder.sample_rate, frame_seconds=encoder.frame_seconds)
     return dict(kind=kind, content=content, encoder=encoder.name, fingerprint=encoder.fingerprint(), width=encoder.width, **front,
         dtype=dtype, code=code_hash('atr_nb.data.features', type(encoder)))
 
@@ -99,7 +99,7 @@ def plan_shards(
 def to_rows(
     encoded:Encoded, # what the encoder made of a batch
     names:list[str], # the items in it, for errors
-    encoder:nn.Module, # for errors
+    encoder:Encoder, # for errors
     dtype:str, # 'float16' or 'float32'
     )->tuple[np.ndarray,np.ndarray]: # valid tokens one after the other (total, d); tokens of each item (B,)
     "Take the padding off a batch and refuse what is not a number, does not fit the format or is not there."
@@ -224,7 +224,7 @@ class _Waves:
 
 def audio_features(
     clips:Clips, # the dataset
-    encoder:nn.Module, # a frozen audio encoder; left in evaluation mode on `device`
+    encoder:Encoder, # a frozen audio encoder; left in evaluation mode on `device`
     cache:str|Path, # folder of all entries
     device:str|torch.device='cpu', # where the encoder runs
     batch_seconds:float=160., # most seconds of sound in a batch
@@ -253,7 +253,7 @@ def audio_features(
 # %% ../../nbs/data/14_features.ipynb #36cc53ae
 def text_features(
     captions:list[str], # captions, repeats allowed
-    encoder:nn.Module, # a frozen text encoder; left in evaluation mode on `device`
+    encoder:Encoder, # a frozen text encoder; left in evaluation mode on `device`
     cache:str|Path, # folder of all entries
     device:str|torch.device='cpu', # where the encoder runs
     batch_words:int=4096, # most tokens in a batch

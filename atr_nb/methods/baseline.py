@@ -5,11 +5,11 @@
 # %% ../../nbs/methods/60_baseline.ipynb #81f4c5ed
 from __future__ import annotations
 from functools import partial
-from torch import nn, Tensor
+from torch import Tensor
 from torch.nn import functional as F
 from ..alignment.tokens import late_interaction
 from ..encoders.tower import Tower, TwoTower
-from ..model import Encoded, unit
+from ..model import Encoded, Encoder, unit
 from ..training.losses import LOSSES
 
 # %% auto #0
@@ -27,8 +27,8 @@ def cosine(
 class Baseline(TwoTower):
     "Two encoders, two heads, a cosine, a loss. [ancestor: Mei et al. 2022]"
     def __init__(self,
-        audio:nn.Module, # audio encoder, or `Precomputed` for cached features
-        text:nn.Module, # text encoder, likewise
+        audio:Encoder, # of sound, or `Precomputed` for cached features
+        text:Encoder, # of words, likewise
         width:int=1024, # of the joint space
         loss:str='nt_xent', # 'nt_xent', 'sum', 'max' or 'weighted'
         temperature:float=0.07, # of NT-Xent

@@ -5,9 +5,9 @@
 # %% ../../nbs/methods/61_cmlf.ipynb #0ea0f266
 from __future__ import annotations
 from dataclasses import replace
-from torch import nn, Tensor
+from torch import Tensor
 from .baseline import Baseline
-from ..model import Encoded, RetrievalModel
+from ..model import Encoded, Encoder, RetrievalModel
 from ..training.curriculum import samplers # noqa: F401 # a run of this method depends on how batches are mined
 from ..training.losses import nt_xent
 from ..training.recipe import Recipe, Stage
@@ -19,8 +19,8 @@ __all__ = ['Method', 'CMLF', 'encoder_of', 'thirds', 'cmlf_recipe']
 class CMLF(Baseline):
     "The baseline's model with the summed loss. What makes it 3CMLF is the recipe. [paper, Eq. 1 and 4]"
     def __init__(self,
-        audio:nn.Module, # audio encoder, or `Precomputed` for cached features
-        text:nn.Module, # text encoder, likewise
+        audio:Encoder, # of sound, or `Precomputed` for cached features
+        text:Encoder, # of words, likewise
         width:int=1024, # of the joint space
         temperature:float=0.07, # of NT-Xent
         context:int=0, # Transformer layers over the tokens in each tower; 0 as in the paper
