@@ -788,6 +788,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'atr_nb/results/report.py')},
             'atr_nb.results.runs': { 'atr_nb.results.runs.Lab': ('results/runs.html#lab', 'atr_nb/results/runs.py'),
                                      'atr_nb.results.runs.Lab.__init__': ('results/runs.html#lab.__init__', 'atr_nb/results/runs.py'),
+                                     'atr_nb.results.runs.Lab._opened': ('results/runs.html#lab._opened', 'atr_nb/results/runs.py'),
                                      'atr_nb.results.runs.Lab.after': ('results/runs.html#lab.after', 'atr_nb/results/runs.py'),
                                      'atr_nb.results.runs.Lab.bench': ('results/runs.html#lab.bench', 'atr_nb/results/runs.py'),
                                      'atr_nb.results.runs.Lab.history': ('results/runs.html#lab.history', 'atr_nb/results/runs.py'),

@@ -118,7 +118,7 @@ def run_name(identity:dict)->str: # 16 hex digits
     return hash_json(identity)[:16]
 
 def _identity(bench:Workbench, dataset:str, method:str, options:dict, recipe:Recipe, seed:int, samplers:dict, extra:dict,
-              splits:tuple=('train', 'val', 'test'))->dict:
+              splits:tuple=('train', 'val', 'test'))->dict: # without 'test' where that split plays no part
     s, (audio, text) = bench.settings, bench.encoders
     return dict(dataset=dataset, data={part: bench.clips(dataset, part).manifest_hash for part in splits},
         audio=audio.fingerprint(), text=text.fingerprint(), finetune=s.finetune, precision=s.precision, width=s.width,
@@ -253,6 +253,17 @@ class Lab(Records):
 
     def bench(self, record:dict)->Workbench: return self._benches.get(record['run'].partition('-')[0], self) # where the run was made
 
+    def _opened(self, splits:tuple, dataset:str, seed:int, method:str='baseline', options:dict|None=None, recipe:Recipe|None=None,
+                samplers:dict|None=None, extra:dict|None=None, bench:Workbench|None=None)->tuple: # arguments of `_ensure_run`
+        "The folder of what shall be trained, and everything that determines it."
+        bench, samplers = bench or self, samplers or {}
+        recipe = recipe or bench.recipe()
+        identity = _identity(bench, dataset, method, options or {}, recipe, seed, samplers, extra or {}, splits)
+        folder = self.settings.runs/run_name(identity)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._benches[folder.name] = bench
+        return bench, folder, identity, recipe, samplers
+
     def run(self,
         table:str, # the table the run belongs to
         row:str, # its row there
@@ -266,39 +277,25 @@ class Lab(Records):
         bench:Workbench|None=None, # other encoders, more data; None: this lab's own
         )->dict: # the record
         "Make the run, or find it where it was made before; note its record under `table` and `row`."
-        bench, samplers = bench or self, samplers or {}
-        recipe = recipe or bench.recipe()
-        identity = _identity(bench, dataset, method, options or {}, recipe, seed, samplers, extra or {})
-        folder = self.settings.runs/run_name(identity)
-        folder.mkdir(parents=True, exist_ok=True)
+        opened = self._opened(('train', 'val', 'test'), dataset, seed, method, options, recipe, samplers, extra, bench)
+        folder = opened[1]
         with FileLock(folder/'lock'):
-            force = self.settings.force and folder.name not in self._ranks # once
-            _ensure_run(bench, folder, identity, recipe, samplers, force)
+            _ensure_run(*opened, force=self.settings.force and folder.name not in self._ranks) # once
             record = load_json(folder/'record.json')
             self._ranks[folder.name] = load_arrays(folder/'ranks.npz')
-        self._benches[folder.name] = bench
         return self._note(table, row, record)
 
     def trial(self,
         dataset:str,
         seed:int,
-        method:str='baseline',
-        options:dict|None=None, # of the method
-        recipe:Recipe|None=None, # default: `Workbench.recipe`
-        samplers:dict|None=None, # further ways to draw batches, by name
-        extra:dict|None=None, # whatever else determines the run
-        bench:Workbench|None=None, # other encoders, more data; None: this lab's own
+        **what, # method, options, recipe, samplers, extra, bench, as for `run`
         )->dict: # run, dataset, score and metrics on validation, seconds; failed: why, if the loss ran away
         "Train, or find what was trained before, and say how it does on the validation split. The test split is not opened."
-        bench, samplers = bench or self, samplers or {}
-        recipe = recipe or bench.recipe()
-        identity = _identity(bench, dataset, method, options or {}, recipe, seed, samplers, extra or {}, ('train', 'val'))
-        folder = self.settings.runs/run_name(identity)
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder/'lock'):
-            if not intact(folder/'trial.json', load_json): save_json(folder/'trial.json', _try(bench, folder, identity, recipe, samplers))
-        self._benches[folder.name] = bench
-        return load_json(folder/'trial.json')
+        opened = self._opened(('train', 'val'), dataset, seed, **what)
+        file = opened[1]/'trial.json'
+        with FileLock(file.with_name('lock')):
+            if not intact(file, load_json): save_json(file, _try(*opened))
+        return load_json(file)
 
     def trained(self, record:dict, weights:str='best')->RetrievalModel:
         "The trained model of a record, in eval mode; `weights='stage1'` is how it was after its first stage."
