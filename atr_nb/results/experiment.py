@@ -172,7 +172,8 @@ class Experiment(Lab):
         self.save()
         write_tables(self.folder, [self.table(name) for name in dict.fromkeys(r['table'] for r in self.records)])
         write_claims(self.folder, self.verdicts)
-        left = f'; {len(self.findings.untrue)} sentences left out' if self.findings.untrue else ''
+        untrue = len(self.findings.untrue)
+        left = f', {untrue} sentence{"s" * (untrue > 1)} left out' if untrue else ''
         return f'{len(self.records)} records of {len({r["run"] for r in self.records})} runs{left}'
 
 # %% ../../nbs/results/74_experiment.ipynb #8394f40b
