@@ -61,6 +61,7 @@ def paper(project):
     return make
 
 
+@pytest.hookimpl(tryfirst=True) # before the marks are read
 def pytest_collection_modifyitems(items):
     "Tests that share something costly stay on one process when several run side by side"
     together = ('test_audio.py', 'test_data.py', 'test_faults.py', 'test_readme.py', 'test_training.py')
