@@ -54,7 +54,8 @@ def house(
     return sorted((_page(f, root) for f in files), key=_place)
 
 # %% ../nbs/79_pages.ipynb #48a74ea1
-def reproductions(root:Path)->list[Page]: return [p for p in house(root) if p.folder == 'nbs/reproduce'] # in their order
+def reproductions(root:Path)->list[Page]: # in their order
+    return [p for p in house(root) if p.folder == 'nbs/reproduce']
 
 def papers(
     root:Path, # the folder that holds nbs/
@@ -99,12 +100,15 @@ def refresh(
     import nbformat
     nb = read_notebook(file)
     metadata = deepcopy(nb.metadata)
-    how = dict(kernel_name='python3', record_timing=False, extra_arguments=['--log-level=CRITICAL']) # kernels complain otherwise
-    try: NotebookClient(nb, resources=dict(metadata=dict(path=str(file.parent))), **how).execute()
+    quiet = dict(record_timing=False, extra_arguments=['--log-level=CRITICAL']) # kernels complain otherwise
+    where = dict(metadata=dict(path=str(file.parent)))
+    try: NotebookClient(nb, kernel_name='python3', resources=where, **quiet).execute()
     except CellExecutionError as e: raise ValueError(f'{file} does not run: {e.ename}: {e.evalue}') from None
     nb.metadata = metadata
     for cell in (c for c in nb.cells if c.cell_type == 'code'):
-        for counted in (cell, *(o for o in cell.outputs if o.output_type == 'execute_result')): counted.execution_count = None
+        cell.execution_count = None
+        for output in cell.outputs:
+            if output.output_type == 'execute_result': output.execution_count = None
     nbformat.write(nb, file)
 
 # %% ../nbs/79_pages.ipynb #f9c8c79e
