@@ -61,12 +61,13 @@ def knows_nothing(model:RetrievalModel, pairs:Pairs, chance:Callable[[int], floa
              'temperature there twice, or is a sum taken for a mean?')
     return worst
 
+# %% ../../nbs/training/55_checks.ipynb #9f1ace24
 def _longer(x:Tensor, mask:Tensor, n:int)->tuple[Tensor, Tensor]: # n more tokens, loud and masked
     return F.pad(x, (0, 0, 0, n), value=1e3), F.pad(mask, (0, n))
 
 def ignores_order_and_padding(model:RetrievalModel, pairs:Pairs)->float: # largest difference between scores
     "Shuffle clips and captions, pad both, score in small blocks. AssertionError where a score changes by more than 1e-5."
-    b, clips, captions = pairs.batch(torch.arange(len(pairs))), torch.randperm(len(pairs)), torch.randperm(len(pairs))
+    b, clips, captions = pairs.batch(torch.arange(len(pairs))), *(torch.randperm(len(pairs)) for _ in range(2))
     with evaluating(model):
         audio, text = _encoded(model, b)
         scores = model.similarity(audio, text)
@@ -83,6 +84,7 @@ def ignores_order_and_padding(model:RetrievalModel, pairs:Pairs)->float: # large
         worst = max(worst, difference)
     return worst
 
+# %% ../../nbs/training/55_checks.ipynb #df5bd68f
 def gradients_are_finite(model:RetrievalModel, pairs:Pairs)->int: # parameters that got a gradient
     "Backpropagate a batch whose last clip and caption are all padding. AssertionError for what is not finite."
     b = pairs.batch(torch.arange(len(pairs)))
@@ -110,6 +112,7 @@ def learns_by_heart(model:RetrievalModel, pairs:Pairs, recipe:Recipe=RECIPE)->li
              'does every part get its gradient?')
     return history
 
+# %% ../../nbs/training/55_checks.ipynb #10cad48d
 def survives_saving(model:RetrievalModel, fresh:RetrievalModel, pairs:Pairs)->float: # largest difference between scores
     "Save a model, load it into a fresh one. AssertionError if the scores differ."
     with TemporaryDirectory() as folder:
