@@ -101,7 +101,7 @@ def test_two_processes_at_once(undisturbed, tmp_path, capsys):
     environment = project(tmp_path)
     both = [start(tmp_path, environment) for _ in range(2)]
     codes = [p.wait(300) for p in both]
-    tell(capsys, 'two processes at once', 1, codes == [0, 0] and outcome(tmp_path) == undisturbed[1])
+    tell(capsys, 'two processes at once', 1, int(codes == [0, 0] and outcome(tmp_path) == undisturbed[1]))
 
 
 def damage(file, lot):
