@@ -5,6 +5,7 @@
 # %% ../../nbs/results/74_experiment.ipynb #a3e28725
 from __future__ import annotations
 from collections.abc import Callable, Iterable
+from fastcore.basics import patch
 import numpy as np
 import pandas as pd
 from torch import Tensor
@@ -15,8 +16,8 @@ from ..methods.cmlf import cmlf_recipe
 from .published import published
 from .report import Listen, save_examples, save_figure
 from .runs import Lab, Workbench
-from .tables import (Claim, Table, Verdicts, judge, judge_all, load_ranks, place_of, table, write_claims,
-                                   write_tables)
+from . import tables
+from .tables import Claim, Table, Verdicts, judge_all, load_ranks, place_of, write_claims, write_tables
 from ..settings import Settings
 from ..training.curriculum import Ancillary, MinedBatches, samplers
 from ..training.recipe import Recipe
@@ -73,7 +74,7 @@ class Experiment(Lab):
         "Let the records of these rows stand in their order, dataset by dataset, in the places that they have together."
         ours = [k for k, r in enumerate(self.records) if r['table'] == name and r['row'] in rows]
         sets = list(dict.fromkeys(self.records[k]['dataset'] for k in ours))
-        place = lambda r: (sets.index(r['dataset']), rows.index(r['row']))
+        def place(r): return sets.index(r['dataset']), rows.index(r['row'])
         for k, r in zip(ours, sorted((self.records[k] for k in ours), key=place)): self.records[k] = r
 
     def ablate(self,
@@ -84,97 +85,116 @@ class Experiment(Lab):
         "Sweep rows that ask for a reason: fewer seeds, and the first dataset unless told otherwise."
         return self.sweep(name, rows, datasets or self.settings.datasets[:1], self.settings.ablation_seeds)
 
-    def by_stage(self,
-        name:str, # of the new table
-        table:str, # the table whose runs are measured
-        rows:dict[str, str], # row there -> what its rows are called here: 'NAME, stage 1' and so on
-        )->Table:
-        "A table of runs as they were after each of their stages."
-        for row, called in rows.items():
-            for r in self.find(table=table, row=row):
-                for k in sorted({line['stage'] for line in self.history(r)}): self.after(k, name, f'{called}, stage {k}', r)
-        self.save()
-        return self.table(name)
+# %% ../../nbs/results/74_experiment.ipynb #77d5ca41
+@patch
+def table(self:Experiment, name:str)->Table: # beside the published numbers, where there are any
+    "Render one table."
+    return tables.table(self.records, name, self.known)
 
-    def table(self, name:str)->Table: # beside the published numbers, where there are any
-        "Render one table."
-        return table(self.records, name, self.known)
+@patch
+def by_stage(self:Experiment,
+    name:str, # of the new table
+    table:str, # the table whose runs are measured
+    rows:dict[str, str], # row there -> what its rows are called here: 'NAME, stage 1' and so on
+    )->Table:
+    "A table of runs as they were after each of their stages."
+    for row, called in rows.items():
+        for r in self.find(table=table, row=row):
+            for k in sorted({line['stage'] for line in self.history(r)}): self.after(k, name, f'{called}, stage {k}', r)
+    self.save()
+    return self.table(name)
 
-    def one(self, table:str, row:str, dataset:str|None=None)->dict:
-        "The record of a row's first seed; on the first dataset unless told otherwise."
-        return self.find(table=table, row=row, dataset=dataset or self.settings.datasets[0])[0]
+# %% ../../nbs/results/74_experiment.ipynb #166a46eb
+@patch
+def one(self:Experiment, table:str, row:str, dataset:str|None=None)->dict:
+    "The record of a row's first seed; on the first dataset unless told otherwise."
+    return self.find(table=table, row=row, dataset=dataset or self.settings.datasets[0])[0]
 
-    def mean(self, table:str, row:str, metric:str='t2a_r1', dataset:str|None=None)->float: # in percent
-        "Mean over a row's seeds; on the first dataset unless told otherwise."
-        found = self.find(table=table, row=row, dataset=dataset or self.settings.datasets[0])
-        return sum(r['metrics'][metric] for r in found) / len(found)
+@patch
+def mean(self:Experiment, table:str, row:str, metric:str='t2a_r1', dataset:str|None=None)->float: # in percent
+    "Mean over a row's seeds; on the first dataset unless told otherwise."
+    found = self.find(table=table, row=row, dataset=dataset or self.settings.datasets[0])
+    return sum(r['metrics'][metric] for r in found) / len(found)
 
-    def curve(self, table:str, row:str, dataset:str|None=None)->list[float]: # a value per epoch, in percent
-        "Validation recall along the epochs (mean of R@1, R@5, R@10 and both directions), mean over a row's seeds."
-        found = self.find(table=table, row=row, dataset=dataset or self.settings.datasets[0])
-        scores = zip(*([line['score'] / 3 for line in self.history(r)] for r in found)) # as far as all seeds went
-        return [sum(of_seeds) / len(found) for of_seeds in scores]
+@patch
+def curve(self:Experiment, table:str, row:str, dataset:str|None=None)->list[float]: # a value per epoch, in percent
+    "Validation recall along the epochs (mean of R@1, R@5, R@10 and both directions), mean over a row's seeds."
+    found = self.find(table=table, row=row, dataset=dataset or self.settings.datasets[0])
+    scores = zip(*([line['score'] / 3 for line in self.history(r)] for r in found)) # as far as all seeds went
+    return [sum(of_seeds) / len(found) for of_seeds in scores]
 
-    def loss(self,
-        record:dict,
-        split:str,
-        batches:list[Tensor], # samples of each batch
-        weights:str='best', # or 'stage1' and so on
-        )->float:
-        "The loss of a record's model on batches of a split of its dataset."
-        pairs = self.bench(record).pairs(record['dataset'], split)
-        return loss_on(self.trained(record, weights), pairs, batches)['loss']
+# %% ../../nbs/results/74_experiment.ipynb #08861c87
+@patch
+def loss(self:Experiment,
+    record:dict,
+    split:str,
+    batches:list[Tensor], # samples of each batch
+    weights:str='best', # or 'stage1' and so on
+    )->float:
+    "The loss of a record's model on batches of a split of its dataset."
+    pairs = self.bench(record).pairs(record['dataset'], split)
+    return loss_on(self.trained(record, weights), pairs, batches)['loss']
 
-    def ranks(self, record:dict, way:str='t2a')->np.ndarray: # counted from 0, ties by their mean (queries,)
-        "The rank of the right answer of each query: of the clip for a caption ('t2a'), of the first caption for a clip ('a2t')."
-        stored = {f"{record['run']}_{w}": its for w, its in self._ranks[record['run']].items()}
-        return place_of(stored, record, way).rank().numpy()
+@patch
+def ranks(self:Experiment, record:dict, way:str='t2a')->np.ndarray: # counted from 0, ties by their mean (queries,)
+    "The rank of the right answer of each query: of the clip for a caption ('t2a'), of the first caption for a clip ('a2t')."
+    stored = {f"{record['run']}_{w}": its for w, its in self._ranks[record['run']].items()}
+    return place_of(stored, record, way).rank().numpy()
 
-    def near_misses(self, table:str, row:str, dataset:str)->pd.DataFrame: # kinds x ('R@1', 'told apart'), in percent
-        "`near_miss_recall` of scenes whose test split comes in families, mean over a row's seeds."
-        found = self.find(table=table, row=row, dataset=dataset)
-        return sum(near_miss_recall(self.scores(r), self.clips(dataset, 'test')) for r in found) / len(found)
+@patch
+def near_misses(self:Experiment, table:str, row:str, dataset:str)->pd.DataFrame: # kinds x ('R@1', 'told apart'), in percent
+    "`near_miss_recall` of scenes whose test split comes in families, mean over a row's seeds."
+    found = self.find(table=table, row=row, dataset=dataset)
+    return sum(near_miss_recall(self.scores(r), self.clips(dataset, 'test')) for r in found) / len(found)
 
-    def figure(self, name:str, fig, caption:str): # the figure, for the cell to show
-        "Keep a figure for the report, with a sentence that says what is to be seen, and close it."
-        import matplotlib.pyplot as plt
-        save_figure(self.folder, name, fig, caption)
-        plt.close(fig)
-        return fig
+# %% ../../nbs/results/74_experiment.ipynb #d1c9ea8d
+@patch
+def judge(self:Experiment, claims:list[Claim])->Verdicts: # of all claims so far
+    "Judge claims on the runs made so far and write them down."
+    self.save()
+    self.verdicts += judge_all(claims, self.records, load_ranks(self.folder))
+    write_claims(self.folder, self.verdicts)
+    return self.verdicts
 
-    def judge(self, claims:list[Claim])->Verdicts: # of all claims so far
-        "Judge claims on the runs made so far and write them down."
-        self.save()
-        self.verdicts += judge_all(claims, self.records, load_ranks(self.folder))
-        write_claims(self.folder, self.verdicts)
-        return self.verdicts
+@patch
+def compare(self:Experiment, better:tuple, worse:tuple, metric:str='t2a_r1', dataset:str|None=None)->dict: # with 'verdict' and 'effect'
+    "Judge two rows, (table, row) each, without making a claim of it; on the first dataset unless told otherwise."
+    claim = Claim('compared', '', better, worse, metric, dataset or self.settings.datasets[0])
+    self.save()
+    return tables.judge(claim, self.records, load_ranks(self.folder))
 
-    def compare(self, better:tuple, worse:tuple, metric:str='t2a_r1', dataset:str|None=None)->dict: # with 'verdict' and 'effect'
-        "Judge two rows, (table, row) each, without making a claim of it; on the first dataset unless told otherwise."
-        claim = Claim('compared', '', better, worse, metric, dataset or self.settings.datasets[0])
-        self.save()
-        return judge(claim, self.records, load_ranks(self.folder))
+@patch
+def verdict(self:Experiment, claim:str)->str: # 'holds', 'does not hold' or 'undecided'
+    "What was decided on a claim."
+    return self.verdicts.of(claim)
 
-    def verdict(self, claim:str)->str: # 'holds', 'does not hold' or 'undecided'
-        "What was decided on a claim."
-        return self.verdicts.of(claim)
+@patch
+def read(self:Experiment, *findings:tuple[bool, str])->Findings:
+    "Say what follows from the results: pairs of what must hold, and a sentence that is true if it does."
+    said = Findings(findings)
+    self.findings += said
+    return said
 
-    def read(self, *findings:tuple[bool, str])->Findings:
-        "Say what follows from the results: pairs of what must hold, and a sentence that is true if it does."
-        said = Findings(findings)
-        self.findings += said
-        return said
+# %% ../../nbs/results/74_experiment.ipynb #f12492e8
+@patch
+def figure(self:Experiment, name:str, fig, caption:str): # the figure, for the cell to show
+    "Keep a figure for the report, with a sentence that says what is to be seen, and close it."
+    import matplotlib.pyplot as plt
+    save_figure(self.folder, name, fig, caption)
+    plt.close(fig)
+    return fig
 
-    def finish(self, examples:Iterable[Listen]=())->str: # a line for the page
-        "Write tables, verdicts and examples to listen to."
-        examples = list(examples)
-        if examples: save_examples(self.folder, examples)
-        self.save()
-        write_tables(self.folder, [self.table(name) for name in dict.fromkeys(r['table'] for r in self.records)])
-        write_claims(self.folder, self.verdicts)
-        untrue = len(self.findings.untrue)
-        left = f', {untrue} sentence{"s" * (untrue > 1)} left out' if untrue else ''
-        return f'{len(self.records)} records of {len({r["run"] for r in self.records})} runs{left}'
+@patch
+def finish(self:Experiment, examples:Iterable[Listen]=())->str: # a line for the page
+    "Write tables, verdicts and examples to listen to."
+    examples = list(examples)
+    if examples: save_examples(self.folder, examples)
+    self.save()
+    write_tables(self.folder, [self.table(name) for name in dict.fromkeys(r['table'] for r in self.records)])
+    write_claims(self.folder, self.verdicts)
+    untrue = len(self.findings.untrue)
+    left = f', {untrue} sentence{"s" * (untrue > 1)} left out' if untrue else ''
+    return f'{len(self.records)} records of {len({r["run"] for r in self.records})} runs{left}'
 
 # %% ../../nbs/results/74_experiment.ipynb #8394f40b
 def mined(

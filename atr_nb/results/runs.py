@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 import numpy as np, torch
 import atr_nb
+from fastcore.basics import patch
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -285,54 +286,63 @@ class Lab(Records):
             self._ranks[folder.name] = load_arrays(folder/'ranks.npz')
         return self._note(table, row, record)
 
-    def trial(self,
-        dataset:str,
-        seed:int,
-        **what, # method, options, recipe, samplers, extra, bench, as for `run`
-        )->dict: # run, dataset, score and metrics on validation, seconds; failed: why, if the loss ran away
-        "Train, or find what was trained before, and say how it does on the validation split. The test split is not opened."
-        opened = self._opened(('train', 'val'), dataset, seed, **what)
-        file = opened[1]/'trial.json'
-        with FileLock(file.with_name('lock')):
-            if not intact(file, load_json): save_json(file, _try(*opened))
-        return load_json(file)
+# %% ../../nbs/results/70_runs.ipynb #5abe38e0
+@patch
+def trial(self:Lab,
+    dataset:str,
+    seed:int,
+    **what, # method, options, recipe, samplers, extra, bench, as for `run`
+    )->dict: # run, dataset, score and metrics on validation, seconds; failed: why, if the loss ran away
+    "Train, or find what was trained before, and say how it does on the validation split. The test split is not opened."
+    opened = self._opened(('train', 'val'), dataset, seed, **what)
+    file = opened[1]/'trial.json'
+    with FileLock(file.with_name('lock')):
+        if not intact(file, load_json): save_json(file, _try(*opened))
+    return load_json(file)
 
-    def trained(self, record:dict, weights:str='best')->RetrievalModel:
-        "The trained model of a record, in eval mode; `weights='stage1'` is how it was after its first stage."
-        folder, bench = self.settings.runs/record['run'], self.bench(record)
-        identity = load_json(folder/'identity.json')
-        model = bench.model(identity['method'], identity['options'], identity['seed']).to(bench.device)
-        return load_weights(folder/f'{weights}.safetensors', model, record['run']).eval()
+# %% ../../nbs/results/70_runs.ipynb #f5d117cf
+@patch
+def trained(self:Lab, record:dict, weights:str='best')->RetrievalModel:
+    "The trained model of a record, in eval mode; `weights='stage1'` is how it was after its first stage."
+    folder, bench = self.settings.runs/record['run'], self.bench(record)
+    identity = load_json(folder/'identity.json')
+    model = bench.model(identity['method'], identity['options'], identity['seed']).to(bench.device)
+    return load_weights(folder/f'{weights}.safetensors', model, record['run']).eval()
 
-    def after(self, stage:int, table:str, row:str, record:dict)->dict: # a record of its own
-        "Measure a run as it was after one of its stages, counted from 1."
-        folder, test = self.settings.runs/record['run'], self.bench(record).pairs(record['dataset'], 'test')
-        file, name = folder/f'stage{stage}.json', f"{record['run']}-stage{stage}"
-        if not (intact(file, load_json) and intact(file.with_suffix('.npz'))):
-            measured, order = _measure(test, *evaluate(self.trained(record, f'stage{stage}'), test))
-            save_arrays(file.with_suffix('.npz'), **order)
-            save_json(file, measured)
-        self._ranks[name] = load_arrays(file.with_suffix('.npz'))
-        seconds = sum(line['seconds'] for line in self.history(record) if line['stage'] <= stage)
-        record = {k: v for k, v in record.items() if k not in ('table', 'row')} | load_json(file)
-        return self._note(table, row, record | dict(run=name, seconds=round(seconds, 1)))
+@patch
+def pooled(self:Lab, record:dict, split:str='train')->tuple[Tensor, Tensor]: # (clips, d), (captions, d)
+    "The pooled vectors that a record's model gives to the clips and captions of a split; computed once."
+    file = self.settings.runs/record['run']/f'pooled-{split}.safetensors'
+    if not intact(file):
+        audio, text = encode_all(self.trained(record), self.bench(record).pairs(record['dataset'], split))
+        vectors = dict(audio=audio.pooled.contiguous(), text=text.pooled.contiguous())
+        with atomic(file) as part:
+            save_file(vectors, part, metadata=dict(checksum=BLANK))
+            seal(part)
+    vectors = load_file(file)
+    return vectors['audio'], vectors['text']
 
-    def pooled(self, record:dict, split:str='train')->tuple[Tensor, Tensor]: # (clips, d), (captions, d)
-        "The pooled vectors that a record's model gives to the clips and captions of a split; computed once."
-        file = self.settings.runs/record['run']/f'pooled-{split}.safetensors'
-        if not intact(file):
-            audio, text = encode_all(self.trained(record), self.bench(record).pairs(record['dataset'], split))
-            vectors = dict(audio=audio.pooled.contiguous(), text=text.pooled.contiguous())
-            with atomic(file) as part:
-                save_file(vectors, part, metadata=dict(checksum=BLANK))
-                seal(part)
-        vectors = load_file(file)
-        return vectors['audio'], vectors['text']
+@patch
+def scores(self:Lab, record:dict)->Tensor: # (clips, captions)
+    "The scores of a record's model on its test split."
+    return evaluate(self.trained(record), self.bench(record).pairs(record['dataset'], 'test'))[0]
 
-    def scores(self, record:dict)->Tensor: # (clips, captions)
-        "The scores of a record's model on its test split."
-        return evaluate(self.trained(record), self.bench(record).pairs(record['dataset'], 'test'))[0]
+@patch
+def history(self:Lab, record:dict)->list[dict]:
+    "A line per epoch: stage, epoch, learning rate, losses, validation metrics, score."
+    return load_json(self.settings.runs/record['run']/'result.json')['history']
 
-    def history(self, record:dict)->list[dict]:
-        "A line per epoch: stage, epoch, learning rate, losses, validation metrics, score."
-        return load_json(self.settings.runs/record['run']/'result.json')['history']
+# %% ../../nbs/results/70_runs.ipynb #b038a425
+@patch
+def after(self:Lab, stage:int, table:str, row:str, record:dict)->dict: # a record of its own
+    "Measure a run as it was after one of its stages, counted from 1."
+    folder, test = self.settings.runs/record['run'], self.bench(record).pairs(record['dataset'], 'test')
+    file, name = folder/f'stage{stage}.json', f"{record['run']}-stage{stage}"
+    if not (intact(file, load_json) and intact(file.with_suffix('.npz'))):
+        measured, order = _measure(test, *evaluate(self.trained(record, f'stage{stage}'), test))
+        save_arrays(file.with_suffix('.npz'), **order)
+        save_json(file, measured)
+    self._ranks[name] = load_arrays(file.with_suffix('.npz'))
+    seconds = sum(line['seconds'] for line in self.history(record) if line['stage'] <= stage)
+    record = {k: v for k, v in record.items() if k not in ('table', 'row')} | load_json(file)
+    return self._note(table, row, record | dict(run=name, seconds=round(seconds, 1)))
