@@ -38,7 +38,7 @@ test: export HF_HUB_OFFLINE = 1
 test: $(READY)
 	$(BIN)/ruff check --quiet --no-cache --select F atr_nb
 	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2 --timing --skip-folder-re '^([_.].*|reproduce|guides)$$'
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 docs: $(READY)
 	$(BIN)/atr-nb docs

@@ -59,11 +59,3 @@ def paper(project):
         write(nb, path)
         return path
     return make
-
-
-@pytest.hookimpl(tryfirst=True) # before the marks are read
-def pytest_collection_modifyitems(items):
-    "Tests that share something costly stay on one process when several run side by side"
-    together = ('test_audio.py', 'test_data.py', 'test_faults.py', 'test_readme.py', 'test_training.py')
-    for item in items:
-        if item.path.name in together: item.add_marker(pytest.mark.xdist_group(item.path.stem))
