@@ -23,11 +23,12 @@ def notebooks(folder:Path)->dict[str,Path]: # name -> notebook
     return {file.stem: file for file in files}
 
 def choose(
-    names:str, # 'all', or names with commas between them
+    names:str, # 'all' (papers), or names with commas between them
     found:dict[str,Path], # what `notebooks` returned
     )->list[str]:
     "The notebooks asked for. A name without a notebook is an error that lists the known ones."
-    chosen = list(found) if names.strip() == 'all' else [n.strip() for n in names.split(',') if n.strip()]
+    papers = [name for name, file in found.items() if about(file).paper]
+    chosen = papers if names.strip() == 'all' else [n.strip() for n in names.split(',') if n.strip()]
     for name in chosen:
         if name not in found: raise ValueError(f'unknown paper {name!r}{suggest(name, list(found))}')
     if not chosen: raise ValueError(f'no paper to reproduce; there are: {", ".join(found) or "no notebooks at all"}')

@@ -22,6 +22,7 @@ class About:
     title:str # its first heading; without one, its file name
     summary:str # its `>` line
     order:float # its place among the notebooks of its folder; infinite if it names none
+    paper:bool # whether it stands for a paper; what does not is run when asked for by its name
 
 def about(
     file:Path, # a notebook
@@ -30,11 +31,12 @@ def about(
     try:
         nb = json.loads(file.read_text(encoding='utf-8'))
         text = '\n\n'.join(''.join(c['source']) for c in nb['cells'] if c['cell_type'] == 'markdown')
-        order = float(nb['metadata'].get('atr_nb', {}).get('order', inf))
+        ours = nb['metadata'].get('atr_nb', {})
+        order, paper = float(ours.get('order', inf)), bool(ours.get('paper', True))
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise ValueError(f'{file} is not a notebook: {type(e).__name__} {e}'.strip()) from e
     title, summary = (re.search(rf'^{mark} +(.+)$', text, re.M) for mark in '#>')
-    return About(title[1].replace('`', '') if title else file.stem, summary[1] if summary else '', order)
+    return About(title[1].replace('`', '') if title else file.stem, summary[1] if summary else '', order, paper)
 
 # %% ../nbs/04_notebooks.ipynb #39b2e8e4
 def read_notebook(file:Path):

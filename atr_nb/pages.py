@@ -29,6 +29,7 @@ class Page:
     title:str # its first heading
     summary:str # its `>` line
     order:float=inf # its place in its room, if it names one
+    paper:bool=True # see `about`
 
     @property
     def folder(self)->str: return self.path.rpartition('/')[0]
@@ -44,7 +45,7 @@ def _place(page:Page): # index first, then by room, then as the notebooks say, t
 
 def _page(file:Path, root:Path)->Page:
     said = about(file)
-    return Page(file.relative_to(root).as_posix(), said.title, said.summary, said.order)
+    return Page(file.relative_to(root).as_posix(), said.title, said.summary, said.order, said.paper)
 
 def house(
     root:Path, # the folder that holds nbs/
@@ -55,7 +56,7 @@ def house(
 
 # %% ../nbs/79_pages.ipynb #48a74ea1
 def reproductions(root:Path)->list[Page]: # in their order
-    return [p for p in house(root) if p.folder == 'nbs/reproduce']
+    return [p for p in house(root) if p.folder == 'nbs/reproduce' and p.paper]
 
 def papers(
     root:Path, # the folder that holds nbs/

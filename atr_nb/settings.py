@@ -32,7 +32,6 @@ class Settings:
     width:int = 512 # dimension of the joint space
     batch_size:int = 64 # pairs in a training batch
     epochs:int = 15 # passes over the training captions
-    token_epochs:int = 0 # the same for methods that compare frames and words, whose epochs cost many times as much with cached features; 0 means as many as epochs
     schedule:str = 'steps' # how the learning rate goes along a stage: steps, or one-cycle
     learning_rate:float = 5e-4 # the highest: at the start of a stage in steps, at the peak of one cycle
     lr_step:int = 20 # steps: epochs after which the learning rate falls to a tenth
@@ -86,7 +85,7 @@ _rules = dict(
     text_encoder=(bool, 'minilm, tiny, a model name or a folder'), finetune=_yes_no,
     width=_whole(1, 10**5), batch_size=_whole(2, 10**6), epochs=_whole(1, 10**6), lr_step=_whole(1, 10**6),
     schedule=_one_of('steps', 'one-cycle'),
-    token_epochs=_whole(0, 10**6, ' (0 means as many as epochs)'), patience=_whole(0, 10**6, ' (0 means never stop early)'),
+    patience=_whole(0, 10**6, ' (0 means never stop early)'),
     learning_rate=(lambda v: isfinite(v) and v > 0, 'a number above 0'), seeds=_seeds, ablation_seeds=_seeds,
     device=(lambda v: re.fullmatch(r'auto|cpu|mps|cuda(:\d+)?', v), 'auto, cpu, mps, cuda or cuda:N'), precision=_one_of('no', 'bf16', 'fp16'),
     cache=_path, runs=_path, data=_path, out=_path, force=_yes_no)

@@ -1,7 +1,6 @@
 "Settings from a file, the environment and notebooks: what is right, and what bad input is told."
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +11,15 @@ from atr_nb.settings import from_parameters, load, profiles
 
 def test_profiles_of_the_repository(root, monkeypatch):
     monkeypatch.chdir(root/'nbs')
-    assert list(profiles()) == ['smoke', 'embedded', 'embedded-long', 'embedded-gpu', 'audiocaps', 'clotho']
+    assert list(profiles()) == ['smoke', 'embedded', 'embedded-gpu', 'audiocaps', 'clotho']
     for name in profiles():
         s = load(name)
         assert s.profile == name and s.root == root and s.out == root/'reports'
     assert load().profile == 'embedded'
     assert load('embedded-gpu').train_size == 49274 and load('embedded-gpu').finetune
     assert load('clotho').datasets == ('clotho',)
-    assert replace(load('embedded'), profile='embedded-long', token_epochs=0) == load('embedded-long')
+    assert {name: load(name).schedule for name in profiles()} == dict.fromkeys(('smoke', 'embedded'), 'one-cycle') | dict.fromkeys(
+        ('embedded-gpu', 'audiocaps', 'clotho'), 'steps') # the papers'
 
 
 @pytest.mark.parametrize('key', ['cache', 'runs'])
@@ -70,9 +70,9 @@ def test_mistakes_in_the_file(project, text, told):
     ('train_size', -1), ('train_size', 1.5), ('train_size', True), ('train_size', 'many'), ('train_size', float('inf')), ('epochs', 0), ('batch_size', 1),
     ('learning_rate', 0), ('learning_rate', 'fast'), ('learning_rate', float('nan')), ('seeds', ''), ('seeds', []), ('seeds', [0, 0]), ('seeds', [-1]), ('seeds', '0,x'),
     ('seeds', {}), ('device', 'gpu'), ('device', 'cuda:'), ('precision', 'fp8'), ('audio_encoder', 'resnet'), ('datasets', 'scenes'), ('datasets', 'clotho,clotho'),
-    ('finetune', 'perhaps'), ('text_encoder', ''), ('out', ''), ('out', 7), ('cache', 'settings.ini'),
+    ('schedule', 'cosine'), ('finetune', 'perhaps'), ('text_encoder', ''), ('out', ''), ('out', 7), ('cache', 'settings.ini'),
     *((key, 10**20) for key in ('train_size', 'val_size', 'test_size', 'width', 'batch_size')),
-    *((key, 10**20) for key in ('epochs', 'token_epochs', 'lr_step', 'patience')),
+    *((key, 10**20) for key in ('epochs', 'lr_step', 'patience')),
     ('seeds', [0, 10**20]), ('ablation_seeds', 2**63), ('width', 1e20), ('width', '9' * 5000)])
 def test_mistakes_in_a_value(project, key, value):
     with pytest.raises(ValueError, match=f'^{key}='): load(**{key: value})

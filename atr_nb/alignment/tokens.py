@@ -61,11 +61,6 @@ def clip_word(
     return _guided(text.tokens, audio.pooled, text.mask, words).T
 
 # %% ../../nbs/alignment/31_tokens.ipynb #c7e4e90c
-def _cosines(audio:Encoded, text:Encoded)->Tensor: # (A, K, C, N)
-    "Every frame with every word, as one matrix product."
-    (A, K, d), (C, N, _) = audio.tokens.shape, text.tokens.shape
-    return (audio.tokens.reshape(A*K, d) @ text.tokens.reshape(C*N, d).T).view(A, K, C, N)
-
 def frame_word(
     audio:Encoded, # unit vectors, with tokens (A, K, d)
     text:Encoded, # unit vectors, with tokens (C, N, d)
@@ -73,13 +68,21 @@ def frame_word(
     words:float=0.01, # temperature of the weights of words
     )->Tensor: # (A, C)
     "Each word's cosine with the frames that it chooses, averaged over the words that the clip chooses. [inferred]"
-    heard = _attended(_cosines(audio, text), _padding(audio.mask, 2, 3), frames, 1) # (A, C, N)
+    valid, (A, K, d) = text.masked().mask, audio.tokens.shape
+    cos = (audio.tokens.reshape(A*K, d) @ text.tokens[valid].T).view(A, K, -1) # with all words W of the captions
     weights = token_interaction(text.tokens, audio.pooled, text.mask, words).transpose(0, 1) # (A, C, N)
+    heard = torch.zeros_like(weights)
+    heard[:, valid] = _attended(cos, _padding(audio.mask, 2), frames, 1) # (A, W)
     return (weights * heard).sum(2)
 
 GRAINS = {'clip-sentence': clip_sentence, 'frame-sentence': frame_sentence, 'clip-word': clip_word, 'frame-word': frame_word}
 
 # %% ../../nbs/alignment/31_tokens.ipynb #c1ecc87f
+def _cosines(audio:Encoded, text:Encoded)->Tensor: # (A, K, C, N)
+    "Every frame with every word, as one matrix product."
+    (A, K, d), (C, N, _) = audio.tokens.shape, text.tokens.shape
+    return (audio.tokens.reshape(A*K, d) @ text.tokens.reshape(C*N, d).T).view(A, K, C, N)
+
 def late_interaction(
     audio:Encoded, # unit vectors, with tokens (A, K, d)
     text:Encoded, # unit vectors, with tokens (C, N, d)

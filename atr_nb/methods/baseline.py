@@ -7,6 +7,7 @@ from __future__ import annotations
 from functools import partial
 from torch import Tensor
 from torch.nn import functional as F
+from ..alignment.pooling import pooling
 from ..alignment.tokens import late_interaction
 from ..encoders.tower import Tower, TwoTower
 from ..model import Encoded, Encoder, unit
@@ -26,6 +27,8 @@ def cosine(
 # %% ../../nbs/methods/60_baseline.ipynb #d4357c79
 class Baseline(TwoTower):
     "Two encoders, two heads, a cosine, a loss. [ancestor: Mei et al. 2022]"
+    choices = dict(learning_rate=(1, .5, 2), temperature=(.07, .03, .15), aggregation=(None, 'mean', 'max', 'gpo'), context=(0, 1))
+
     def __init__(self,
         audio:Encoder, # of sound, or `Precomputed` for cached features
         text:Encoder, # of words, likewise
@@ -36,10 +39,13 @@ class Baseline(TwoTower):
         interaction:str='clip', # 'clip': pooled vectors, as in the paper; 'token': the control above
         context:int=0, # Transformer layers over the tokens in each tower; 0 as in the paper
         stride:int=1, # neighbouring frames averaged into one in front of these
+        aggregation:str|None=None, # one of `alignment.pooling.POOLINGS`, behind the heads; None: the encoders' own in front of them, as in the paper
         ):
         if interaction not in ('clip', 'token'): raise ValueError(f"interaction={interaction!r} is unknown; use 'clip' or 'token'")
-        super().__init__(Tower(audio, width, context=context, tokens=interaction == 'token', stride=stride),
-                         Tower(text, width, context=context, tokens=interaction == 'token'))
+        def tower(encoder:Encoder, stride:int)->Tower:
+            pool = pooling(aggregation, width) if aggregation else None
+            return Tower(encoder, width, context=context, tokens=interaction == 'token', pool=pool, stride=stride)
+        super().__init__(tower(audio, stride), tower(text, 1))
         self.interaction = interaction
         self.objective = partial(LOSSES[loss], **({'temperature': temperature} if loss == 'nt_xent' else {'margin': margin}))
 

@@ -4,12 +4,14 @@
 
 # %% ../../nbs/methods/62_mgrl.ipynb #8c4ba78a
 from __future__ import annotations
+import math
+import torch
 from fastcore.basics import patch
-from torch import Tensor
+from torch import nn, Tensor
 from ..alignment.pooling import pooling, SizeAugmented
 from ..alignment.tokens import GRAINS
 from ..encoders.tower import Tower, TwoTower
-from ..model import Encoded, Encoder
+from ..model import Encoded, Encoder, unit
 from ..training.losses import nt_xent
 
 # %% auto #0
@@ -25,6 +27,9 @@ def _known(what:str, given, there)->tuple: # the names given
 
 class MGRL(TwoTower):
     "Multi-grained representation learning. [paper: abstract only; built from its probable ancestors]"
+    choices = dict(guide_temperature=(.01, .03, .1), word_temperature=(.01, .1, math.inf), losses=(None, ('score',)), own_heads=(False, True),
+                   grains=(('clip-sentence', 'frame-sentence', 'frame-word'), tuple(GRAINS)), learning_rate=(1, .5, 2))
+
     def __init__(self,
         audio:Encoder, # of sound, or `Precomputed` for cached features
         text:Encoder, # of words, likewise
@@ -38,6 +43,7 @@ class MGRL(TwoTower):
         drop:float=0.2, # size augmentation: probability of hiding a token from the pooling in training
         context:int=0, # Transformer layers over the frames; words come out of one
         stride:int=1, # neighbouring frames averaged into one
+        own_heads:bool=False, # a square matrix for each grain in front of its product, as X-CLIP; else all share the towers' heads
         ):
         grains = _known('grain', grains, GRAINS)
         losses = _known('loss', grains if losses is None else losses, (*grains, 'score'))
@@ -48,14 +54,20 @@ class MGRL(TwoTower):
             return Tower(encoder, width, tokens=grains != ('clip-sentence',), pool=pool, **how)
         super().__init__(tower(audio, context=context, stride=stride), tower(text))
         self.grains, self.losses, self.temperature, self.guides = grains, losses, temperature, guides
+        self.heads = nn.ParameterDict({g: nn.Parameter(torch.eye(width)) for g in grains if own_heads})
 
 Method = MGRL # what `create('mgrl', ...)` builds
 
 # %% ../../nbs/methods/62_mgrl.ipynb #b8d959f4
 @patch
+def _for_grain(self:MGRL, name:str, text:Encoded)->Encoded: # the captions as this grain sees them
+    if name not in self.heads: return text
+    return unit(Encoded(text.pooled @ self.heads[name], text.tokens @ self.heads[name], text.mask))
+
+@patch
 def grain(self:MGRL, name:str, audio:Encoded, text:Encoded)->Tensor: # (clips, captions), between -1 and 1
     "The similarities of one grain."
-    return GRAINS[name](audio, text, **self.guides)
+    return GRAINS[name](audio, self._for_grain(name, text), **self.guides)
 
 # %% ../../nbs/methods/62_mgrl.ipynb #72345955
 @patch

@@ -13,9 +13,11 @@ from tqdm import tqdm
 import atr_nb
 from ..files import Damaged, sealed, unsealed, write_file
 from .runs import Lab
+from ..settings import Settings
 
 # %% auto #0
-__all__ = ['REPORTS', 'choices_of', 'draw', 'as_row', 'Search', 'scores', 'marginals', 'winner', 'write_chosen', 'load_chosen']
+__all__ = ['REPORTS', 'choices_of', 'first_written', 'draw', 'as_row', 'Search', 'word', 'scores', 'marginals', 'winner',
+           'standings', 'trials_figure', 'write_chosen', 'chosen', 'chosen_table']
 
 # %% ../../nbs/results/79_choices.ipynb #f7f2aa0c
 def choices_of(
@@ -25,6 +27,10 @@ def choices_of(
     choices = getattr(import_module(f'atr_nb.methods.{method}').Method, 'choices', None)
     if not choices: raise ValueError(f'{method} declares no choices; give its class a dictionary `choices` (option -> values)')
     return choices
+
+def first_written(method:str)->dict: # option -> value
+    "What stood there before anything was tried: the first value of each choice."
+    return {name: values[0] for name, values in choices_of(method).items()}
 
 def draw(
     choices:dict[str, tuple], # option -> values
@@ -41,22 +47,24 @@ def draw(
     return [{name: values[i] for (name, values), i in zip(choices.items(), place)} for place in places]
 
 # %% ../../nbs/results/79_choices.ipynb #1159ddbc
-def as_row(lab:Lab, method:str, values:dict)->dict: # arguments of `Lab.trial` and `Lab.run`
-    "A setting as options of the method, and its learning rate as a recipe. Values that the method's class does not take are left to others."
+def as_row(
+    lab:Lab,
+    method:str,
+    values:dict, # option -> value, as drawn or chosen
+    **fixed, # further options, which nothing is tried of; they count where `values` has the same
+    )->dict: # arguments of `Lab.trial` and `Lab.run`
+    "A setting as options and recipe. Values that the method's class does not take are left to others."
     known = inspect.signature(import_module(f'atr_nb.methods.{method}').Method).parameters
-    options = {name: value for name, value in values.items() if name in known}
-    return dict(method=method, options=options, recipe=lab.recipe(lr=values.get('learning_rate')))
+    options = {name: value for name, value in values.items() if name in known} | fixed
+    return dict(method=method, options=options, recipe=lab.recipe(lr=lab.settings.learning_rate * values.get('learning_rate', 1)))
 
-def _lines(file:Path)->list[dict]:
-    if not file.is_file(): return []
-    return [unsealed(json.loads(line), f'{file}, line {i}') for i, line in enumerate(file.read_text().splitlines(), 1)]
-
+# %% ../../nbs/results/79_choices.ipynb #46d6ff4e
 def _check_grid(file:Path, question:dict)->None:
     "A search may only be continued with the question that it began with."
     question = json.loads(json.dumps(question)) # tuples become lists, as in the file
     if file.is_file() and json.loads(file.read_text()) != question:
         raise ValueError(f'{file} belongs to a search with another grid, number of trials, seed or recipe; '
-                         f'delete the folder {file.parent} to search anew')
+                         f'delete the folder {file.parent} to search anew, or give another folder as `out`')
     write_file(file, json.dumps(question, indent=1) + '\n')
 
 class Search:
@@ -67,15 +75,16 @@ class Search:
         choices:dict[str, tuple]|None=None, # None: what the method declares
         n:int=12, # trials
         seed:int=0, # of the draw and of the training
-        row:Callable[[dict, str, int], dict]|None=None, # row(values, dataset, seed) -> arguments of `Lab.trial`; None: `as_row`
+        row:Callable[[dict, str, int], dict]|None=None, # row(values, dataset, seed) -> arguments of `Lab.trial`; None: `as_row` on the profile's frames
         ):
         self.lab, self.method, self.seed = lab, method, seed
         self.choices = choices_of(method) if choices is None else choices
-        self.row = row or (lambda values, dataset, seed: as_row(lab, method, values))
+        self.row = row or (lambda values, dataset, seed: as_row(lab, method, lab.frames() | values))
         self.settings, self.folder = draw(self.choices, n, seed), lab.folder/method
         self._try_out()
-        question = dict(choices=self.choices, trials=n, seed=seed, datasets=lab.settings.datasets, epochs=lab.settings.epochs,
-                        batch_size=lab.settings.batch_size, schedule=lab.settings.schedule)
+        s = lab.settings
+        question = dict(choices=self.choices, trials=n, seed=seed, datasets=s.datasets, sizes=[s.train_size, s.val_size], epochs=s.epochs,
+                        batch_size=s.batch_size, schedule=s.schedule, learning_rate=s.learning_rate, width=s.width)
         _check_grid(self.folder/'grid.json', question)
 
     def _try_out(self)->None:
@@ -85,23 +94,18 @@ class Search:
             except (ValueError, TypeError) as e: raise ValueError(f'{self.method}, trial {k} ({values}): {e}') from e
 
     def run(self)->pd.DataFrame: # a row per trial and dataset
-        "Make the trials that are not there yet."
-        file, datasets = self.folder/'trials.jsonl', self.lab.settings.datasets
-        done = {(line['trial'], line['dataset']): line for line in _lines(file)}
-        todo = [(k, d) for k in range(len(self.settings)) for d in datasets if (k, d) not in done]
+        "Make the trials, or find them, and write each down in `trials.jsonl` when it is done."
+        todo, lines = [(k, d) for k in range(len(self.settings)) for d in self.lab.settings.datasets], []
         for k, dataset in (bar := tqdm(todo, desc=self.method)):
             bar.set_postfix_str(f'trial {k}, {dataset}')
             outcome = self.lab.trial(dataset, self.seed, **self.row(self.settings[k], dataset, self.seed))
-            done[k, dataset] = dict(method=self.method, trial=k, values=self.settings[k]) | outcome
-            write_file(file, ''.join(json.dumps(sealed(line)) + '\n' for line in done.values()))
-        return self.table(done.values())
-
-    def table(self, lines)->pd.DataFrame: # trial, values, dataset, score, failed
-        return pd.DataFrame([dict(trial=line['trial'], **{n: _word(v) for n, v in line['values'].items()}, dataset=line['dataset'],
+            lines.append(dict(method=self.method, trial=k, values=self.settings[k]) | outcome)
+            write_file(self.folder/'trials.jsonl', ''.join(json.dumps(sealed(line)) + '\n' for line in lines))
+        return pd.DataFrame([dict(trial=line['trial'], **{n: word(v) for n, v in line['values'].items()}, dataset=line['dataset'],
                                   score=line.get('score', math.nan), seconds=line.get('seconds', math.nan), failed=line['failed'])
-                             for line in sorted(lines, key=lambda line: line['trial'])])
+                             for line in lines])
 
-def _word(value)->str: # of a value, for tables and groups
+def word(value)->str: # of a value, for tables and groups
     return ', '.join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 # %% ../../nbs/results/79_choices.ipynb #b8d70401
@@ -118,7 +122,7 @@ def marginals(
     of, rows = scores(trials), []
     values = trials.drop_duplicates('trial').set_index('trial').loc[of.index]
     for name, options in choices.items():
-        for value in map(_word, options):
+        for value in map(word, options):
             those = of[values[name] == value]
             rows.append(dict(choice=name, value=value, mean=those.mean(), spread=those.std(), trials=len(those)))
     return pd.DataFrame(rows).set_index(['choice', 'value'])
@@ -128,6 +132,31 @@ def winner(trials:pd.DataFrame)->int:
     of = scores(trials)
     if of.empty: raise ValueError(f'every trial failed, the first because: {trials.failed.iloc[0]}')
     return int(of.idxmax())
+
+# %% ../../nbs/results/79_choices.ipynb #da73d944
+def standings(
+    trials:pd.DataFrame, # from `Search.run`
+    choices:dict[str, tuple],
+    )->pd.DataFrame: # a row per trial: values, score on each dataset and their mean, why it failed
+    "Every trial, the best one first."
+    each = trials.pivot(index='trial', columns='dataset', values='score').assign(mean=scores(trials)).round(1)
+    failed = trials.groupby('trial').failed.agg(lambda said: '; '.join(sorted(set(said) - {''})))
+    values = trials.drop_duplicates('trial').set_index('trial')[[*choices]]
+    return values.join(each).join(failed).sort_values('mean', ascending=False)
+
+def trials_figure(
+    searches:dict[str, pd.DataFrame], # name -> trials, from `Search.run`
+    ):
+    "The score of each trial; filled: as first written down; ringed: the winner."
+    import matplotlib.pyplot as plt
+    fig, ax = plt.subplots(figsize=(7, .5 + .5 * len(searches)))
+    for y, trials in enumerate(searches.values()):
+        of = scores(trials)
+        ax.plot(of, [y] * len(of), 'o', color=f'C{y}', mfc='none', ms=5)
+        ax.plot(of.get(0), y, 'o', color=f'C{y}', ms=5)
+        ax.plot(of.max(), y, 'o', color=f'C{y}', mfc='none', ms=11)
+    ax.set(yticks=range(len(searches)), yticklabels=list(searches), ylim=(len(searches) - .5, -.5), xlabel='validation score (300 is perfect)')
+    return fig
 
 # %% ../../nbs/results/79_choices.ipynb #200d2d8f
 REPORTS = Path(atr_nb.__file__).resolve().parents[1]/'reports'
@@ -144,14 +173,28 @@ def write_chosen(
     write_file(lab.folder/'chosen.json', json.dumps(sealed(chosen), indent=1) + '\n')
     return chosen
 
-def load_chosen(
-    profile:str,
+def chosen(
+    settings:Settings,
     method:str,
-    reports:Path|None=None, # None: those of this project
     )->dict: # option -> value; empty where nothing was chosen
-    "The values that were chosen for a method in a profile."
-    file = (reports or REPORTS)/profile/'choices'/'chosen.json'
-    if not file.is_file(): return {}
-    try: chosen = unsealed(json.loads(file.read_text()), str(file))
+    "The values that were chosen for a method in the profile of these settings."
+    files = [folder/settings.profile/'choices'/'chosen.json' for folder in (settings.out, REPORTS)]
+    file = next((f for f in files if f.is_file()), None)
+    if file is None: return {}
+    try: found = unsealed(json.loads(file.read_text()), str(file))
     except (Damaged, ValueError) as e: raise ValueError(f'{file} cannot be used ({e}); run the notebook choices again') from None
-    return chosen.get(method, {}).get('values', {})
+    return {name: _tuples(value) for name, value in found.get(method, {}).get('values', {}).items()}
+
+def _tuples(value): # JSON has lists only
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+# %% ../../nbs/results/79_choices.ipynb #a9e30c82
+def chosen_table(settings:Settings, *methods:str)->pd.DataFrame: # a row per method and choice
+    "What stands in the tables of a profile, and what stood there before anything was tried."
+    rows = []
+    for method in methods:
+        now = chosen(settings, method)
+        for name, values in choices_of(method).items():
+            rows.append({'method': method, 'choice': name, 'tried': '; '.join(map(word, values)), 'as first written down': word(values[0]),
+                         'as chosen': word(now[name]) if name in now else 'nothing was chosen in this profile'})
+    return pd.DataFrame(rows).set_index(['method', 'choice'])

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 from ..data.batches import RandomBatches
 from ..data.scenes import near_miss_recall
-from ..methods.cmlf import cmlf_recipe
+from ..methods.cmlf import SHARES, cmlf_recipe
 from .published import published
 from .report import Listen, save_examples, save_figure
 from .runs import Lab, Workbench
@@ -235,10 +235,11 @@ def with_curriculum(
     recipe:Recipe|None=None, # of one stage, for as many epochs in all; None: the settings'
     which:str='both', # see `mined`
     guard:float|None=0.95, # see `mined`
+    shares:tuple=SHARES, # of the stages in the epochs
     bench:Workbench|None=None, # other encoders
     )->dict: # arguments for `Lab.run`
     "A row for `sweep`: a method trained in 3CMLF's three stages, with mined batches."
-    recipe = cmlf_recipe((bench or lab).model(method, options or {}, seed), recipe or lab.recipe(), mining=bool(teacher))
+    recipe = cmlf_recipe((bench or lab).model(method, options or {}, seed), recipe or lab.recipe(), bool(teacher), shares)
     row = dict(method=method, options=options, recipe=recipe, bench=bench)
     if not teacher: return row
     its = mined(lab, teacher, recipe.batch_size, seed, which, guard)

@@ -329,7 +329,7 @@ def notebook_page(file:Path)->Path: # the same name, .html
     return write_file(file.with_suffix('.html'), _fill('notebook.html.j2', title=f'{file.parent.name}: {file.stem}', body=Markup(html)))
 
 # %% ../../nbs/results/73_report.ipynb #7db1926b
-PROFILES = 'embedded', 'embedded-long', 'embedded-gpu', 'audiocaps', 'clotho' # come first; smoke comes last
+PROFILES = 'embedded', 'embedded-gpu', 'audiocaps', 'clotho' # come first; smoke comes last
 
 def _order(folder:Path, out:Path)->float:
     "The place of a paper: as its executed notebook says or, if that is silent, the one in `nbs/` that it was made from."
@@ -364,10 +364,14 @@ def render(
     out:Path|str, # the folder that holds PROFILE/PAPER folders, such as reports
     )->Path: # out/index.html
     "Write the report over everything found. Deterministic. ValueError naming file and line for a record that cannot be counted."
-    out, profiles, notices = Path(out), {}, []
+    out, profiles, choices, notices = Path(out), {}, {}, []
     if not out.is_dir(): raise FileNotFoundError(f"{out} is not a folder; give the one that holds the PROFILE/PAPER folders")
     for folder in _folders(out):
         base = f'{quote(folder.parent.name)}/{quote(folder.name)}/'; runs = folder/'runs.jsonl'
+        if (folder/'chosen.json').is_file() and (folder/'notebook.ipynb').is_file(): # what was chosen, which is no paper
+            notebook_page(folder/'notebook.ipynb')
+            choices[folder.parent.name] = base + 'notebook.html'
+            continue
         if not runs.is_file() or not runs.read_text(encoding='utf-8').strip():
             cut = 'holds no run record. It was cut before its first result, or is still running.'
             notices.append(_failed(folder, base) or f'{folder.parent.name}/{folder.name} {cut}')
@@ -378,5 +382,5 @@ def render(
             try: notebook_page(folder/'notebook.ipynb')
             except ValueError: paper['notices'].append('notebook.ipynb cannot be shown as a page: it is not a complete notebook.')
         profiles.setdefault(folder.parent.name, []).append(_linked(paper, folder, base))
-    html = _fill('report.html.j2', profiles=profiles, notices=notices, class_of=CLASS, shape=SHAPE, says=SAYS, headings=HEADINGS, signed=signed)
+    html = _fill('report.html.j2', profiles=profiles, choices=choices, notices=notices, class_of=CLASS, shape=SHAPE, says=SAYS, headings=HEADINGS, signed=signed)
     return write_file(out/'index.html', html)

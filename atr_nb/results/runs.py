@@ -95,6 +95,10 @@ class Workbench:
                         text_features(clips.flat_captions, text, s.cache, device=self.device, force=s.force))
         return Pairs(*inputs, clips.clip_of_caption, clips)
 
+    def frames(self)->dict: # options that every method which compares frames takes
+        "Where encoders are frozen: pairs of frames averaged (0.37 s for aisfx), and a Transformer layer, since frozen frames know nothing of their neighbours."
+        return {} if self.settings.finetune else dict(stride=2, context=1)
+
     def model(self, method:str, options:dict, seed:int)->RetrievalModel:
         "A freshly initialised model; the seed decides the initial weights."
         torch.manual_seed(seed)
@@ -195,7 +199,7 @@ def _try(bench:Workbench, folder:Path, identity:dict, recipe:Recipe, samplers:di
     try: _, trained = _train(bench, folder, identity, recipe, samplers)
     except FloatingPointError as e: return about | dict(failed=str(e))
     best = trained['stages'][-1]
-    return about | dict(score=best['score'], metrics=best['metrics'], seconds=trained['seconds'], failed='')
+    return about | dict(score=best['score'], metrics=best['metrics'], failed='') | _circumstances(bench, trained['seconds'])
 
 # %% ../../nbs/results/70_runs.ipynb #28bd2805
 class Records(Workbench):
@@ -250,7 +254,7 @@ class Lab(Records):
     "Makes the runs of one paper, never the same run twice."
     def __init__(self, settings:Settings, paper:str):
         super().__init__(settings, paper)
-        self._benches = {} # run -> the workbench it was made on, if that is another one
+        self._benches, self._tried = {}, set() # run -> the workbench it was made on; files of the trials asked for
 
     def bench(self, record:dict)->Workbench: return self._benches.get(record['run'].partition('-')[0], self) # where the run was made
 
@@ -297,6 +301,8 @@ def trial(self:Lab,
     opened = self._opened(('train', 'val'), dataset, seed, **what)
     file = opened[1]/'trial.json'
     with FileLock(file.with_name('lock')):
+        if self.settings.force and file not in self._tried: _forget(opened[1]) # once
+        self._tried.add(file)
         if not intact(file, load_json): save_json(file, _try(*opened))
     return load_json(file)
 
