@@ -12,12 +12,13 @@ import numpy as np, pandas as pd
 from tqdm import tqdm
 import atr_nb
 from ..files import Damaged, sealed, unsealed, write_file
+from ..methods import names
 from .runs import Lab
 from ..settings import Settings
 
 # %% auto #0
-__all__ = ['REPORTS', 'choices_of', 'first_written', 'draw', 'as_row', 'Search', 'word', 'scores', 'marginals', 'winner',
-           'standings', 'trials_figure', 'write_chosen', 'chosen', 'chosen_table']
+__all__ = ['REPORTS', 'choices_of', 'declaring', 'first_written', 'draw', 'as_row', 'Search', 'word', 'scores', 'marginals',
+           'winner', 'standings', 'trials_figure', 'write_chosen', 'chosen', 'chosen_table']
 
 # %% ../../nbs/results/79_choices.ipynb #f7f2aa0c
 def choices_of(
@@ -27,6 +28,10 @@ def choices_of(
     choices = getattr(import_module(f'atr_nb.methods.{method}').Method, 'choices', None)
     if not choices: raise ValueError(f'{method} declares no choices; give its class a dictionary `choices` (option -> values)')
     return choices
+
+def declaring()->list[str]: # names of methods
+    "The methods that declare what they leave open."
+    return [name for name in names() if hasattr(import_module(f'atr_nb.methods.{name}').Method, 'choices')]
 
 def first_written(method:str)->dict: # option -> value
     "What stood there before anything was tried: the first value of each choice."

@@ -5,8 +5,11 @@
 # %% ../../nbs/results/77_levels.ipynb #26c4c521
 from __future__ import annotations
 from collections.abc import Callable
-import numpy as np, pandas as pd
+import numpy as np
+import pandas as pd
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 from ..data.batches import Pairs
 from ..data.datasets import Clips
 from ..data.scenes import NEAR_MISSES
@@ -15,7 +18,7 @@ from ..evaluation.scoring import encode_all, score_all
 from ..model import Encoded, RetrievalModel
 
 # %% auto #0
-__all__ = ['level_scores', 'found_alone', 'found_by_kind', 'levels_figure']
+__all__ = ['level_scores', 'found_alone', 'found_by_kind', 'levels_figure', 'pulls']
 
 # %% ../../nbs/results/77_levels.ipynb #068c0ce0
 class _Level(RetrievalModel):
@@ -61,3 +64,26 @@ def levels_figure(found:pd.DataFrame): # of `found_by_kind`; a matplotlib figure
     ax.legend(frameon=False, fontsize=8, ncols=4, loc='lower left', bbox_to_anchor=(0, 1))
     plt.close(fig)
     return fig
+
+# %% ../../nbs/results/77_levels.ipynb #e7f12fb9
+def pulls(
+    model:RetrievalModel,
+    pairs:Pairs, # training split
+    losses:dict[str, Callable[[Encoded, Encoded, Tensor], Tensor]], # name -> loss of clips, captions and clip ids
+    batches:list[Tensor], # samples of each batch
+    )->pd.DataFrame: # losses x losses, mean over the batches
+    "Cosines of the gradients of several losses, of a model as it is evaluated."
+    weights, total = [p for p in model.parameters() if p.requires_grad], 0
+    model.eval()
+    device = weights[0].device
+    for rows in batches:
+        b = pairs.batch(rows).to(device)
+        audio, text = model.encode_audio(b.audio, b.audio_mask), model.encode_text(b.text, b.text_mask)
+        flat = [_gradient(loss(audio, text, b.clip_ids), weights) for loss in losses.values()]
+        directions = F.normalize(torch.stack(flat), dim=1)
+        total = total + directions @ directions.T
+    return pd.DataFrame((total / len(batches)).cpu().numpy(), index=list(losses), columns=list(losses))
+
+def _gradient(loss:Tensor, weights:list)->Tensor: # all in one row; zeros for weights that the loss does not reach
+    found = torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)
+    return torch.cat([torch.zeros_like(w).flatten() if g is None else g.flatten() for g, w in zip(found, weights)])
