@@ -19,7 +19,8 @@ __all__ = ['notebooks', 'choose', 'Progress', 'tables', 'tidy', 'alone', 'execut
 # %% ../nbs/80_cli.ipynb #76fd8f13
 def notebooks(folder:Path)->dict[str,Path]: # name -> notebook
     "The reproduction notebooks in `folder`, in the order in which to run them"
-    files = sorted(folder.glob('*.ipynb'), key=lambda file: (about(file).order, file.stem))
+    said = {file: about(file) for file in folder.glob('*.ipynb')}
+    files = sorted(said, key=lambda file: (not said[file].paper, said[file].order, file.stem))
     return {file.stem: file for file in files}
 
 def choose(

@@ -14,6 +14,7 @@ import pytest
 import soundfile as sf
 
 from atr_nb import cli
+from atr_nb.notebooks import about
 
 ROOT = Path(__file__).resolve().parent.parent
 ATR = [str(Path(sys.executable).with_name("atr-nb"))]
@@ -36,6 +37,14 @@ def test_help_everywhere(command, capsys):
 
 
 def test_help_is_quick(cpu_seconds): assert cpu_seconds(*ATR, '--help') < 0.2
+
+
+def test_all_is_every_paper(project):
+    "What stands for no paper is run by its name"
+    (project/'nbs'/'reproduce'/'aside.ipynb').write_text('{"cells": [], "metadata": {"atr_nb": {"paper": false}}}')
+    found = cli.notebooks(project/'nbs'/'reproduce')
+    assert list(found) == ['baseline', 'aside']
+    assert cli.choose('all', found) == ['baseline'] and cli.choose('aside,baseline', found) == ['aside', 'baseline']
 
 
 @pytest.mark.parametrize('options, told', [
@@ -373,10 +382,14 @@ def test_reproduction_in_the_smoke_profile(name, tmp_path, features):
                          cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
     written = {p.name for p in (tmp_path/'smoke'/name).iterdir()}
-    assert written >= {'runs.jsonl', 'tables.md', 'tables.csv', 'claims.json', 'figures', 'notebook.ipynb'}
-    assert '|---' in run.stdout
     page = (tmp_path/'index.html').read_text()
-    assert 'parameter profile' in page and str(tmp_path) not in page
+    assert '|---' in run.stdout and str(tmp_path) not in page
+    if about(ROOT/'nbs'/'reproduce'/f'{name}.ipynb').paper:
+        assert written >= {'runs.jsonl', 'tables.md', 'tables.csv', 'claims.json', 'figures', 'notebook.ipynb'}
+        assert 'parameter profile' in page
+    else: # what the papers leave open
+        assert written >= {'chosen.json', 'figures', 'notebook.ipynb', 'baseline', 'cmlf', 'mgrl'}
+        assert 'href="smoke/choices/notebook.html"' in page
 
 
 # Comparing

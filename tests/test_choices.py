@@ -1,0 +1,35 @@
+"What was chosen, and what stands in the code, are the same thing."
+import inspect
+
+import pytest
+
+from atr_nb.methods.baseline import Baseline
+from atr_nb.methods.cmlf import SHARES
+from atr_nb.methods.mgrl import MGRL
+from atr_nb.results.choices import choices_of, chosen, declaring, first_written
+from atr_nb.results.experiment import mined
+from atr_nb.settings import load
+
+
+def defaults(function): return {name: p.default for name, p in inspect.signature(function).parameters.items()}
+
+
+@pytest.mark.parametrize('method', declaring())
+def test_what_was_chosen_is_one_of_the_values(method):
+    values = chosen(load('embedded'), method)
+    assert set(values) == set(choices_of(method)), 'run `atr-nb reproduce --papers choices`'
+    assert all(values[name] in choices_of(method)[name] for name in values)
+
+
+def test_the_winner_is_the_default():
+    "Of the methods; the baseline stays as it was published, and a learning rate belongs to a profile"
+    values = chosen(load('embedded'), 'mgrl')
+    of_mgrl = defaults(MGRL)
+    assert {name: of_mgrl[name] for name in values if name != 'learning_rate'} == {n: v for n, v in values.items() if n != 'learning_rate'}
+    values, of_mining = chosen(load('embedded'), 'cmlf'), defaults(mined)
+    assert (of_mining['which'], of_mining['guard'], SHARES) == (values['which'], values['guard'], values['shares'])
+
+
+def test_the_baseline_is_as_published():
+    of_baseline = defaults(Baseline)
+    assert all(of_baseline[name] == value for name, value in first_written('baseline').items() if name != 'learning_rate')
