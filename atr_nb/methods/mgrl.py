@@ -30,16 +30,16 @@ class MGRL(TwoTower):
     choices = dict(guide_temperature=(.01, .03, .1), word_temperature=(.01, .1, math.inf), losses=(None, ('score',)), own_heads=(False, True),
                    grains=(('clip-sentence', 'frame-sentence', 'frame-word'), tuple(GRAINS)), learning_rate=(1, .5, 2))
 
-    def __init__(self,
+    def __init__(self, # temperatures, losses and heads: trial 9 of reports/embedded/choices
         audio:Encoder, # of sound, or `Precomputed` for cached features
         text:Encoder, # of words, likewise
         width:int=1024, # of the joint space
         aggregation:str='gpo', # one of `alignment.pooling.POOLINGS`
         grains:tuple=('clip-sentence', 'frame-sentence', 'frame-word'), # of `GRAINS`; their mean is the score
-        losses:tuple|None=None, # what carries a loss: grains, or 'score' for their mean; None: each grain
+        losses:tuple|None=('score',), # what carries a loss: grains, or 'score' for their mean; None: each grain
         temperature:float=0.07, # of NT-Xent
-        guide_temperature:float=0.01, # of the weights over frames; math.inf: all frames alike
-        word_temperature:float=0.01, # of the weights over words
+        guide_temperature:float=0.1, # of the weights over frames; math.inf: all frames alike
+        word_temperature:float=math.inf, # of the weights over words; math.inf: all words alike
         drop:float=0.2, # size augmentation: probability of hiding a token from the pooling in training
         context:int=0, # Transformer layers over the frames; words come out of one
         stride:int=1, # neighbouring frames averaged into one
