@@ -22,7 +22,7 @@ class About:
     title:str # its first heading; without one, its file name
     summary:str # its `>` line
     order:float # its place among the notebooks of its folder; infinite if it names none
-    paper:bool # whether it stands for a paper; what does not is run when asked for by its name
+    paper:bool=True # whether it stands for a paper; what does not is run when asked for by its name
 
 def about(
     file:Path, # a notebook
