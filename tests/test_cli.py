@@ -39,12 +39,13 @@ def test_help_everywhere(command, capsys):
 def test_help_is_quick(cpu_seconds): assert cpu_seconds(*ATR, '--help') < 0.2
 
 
-def test_all_is_every_paper(project):
+def test_all_is_every_paper(paper):
     "What stands for no paper is run by its name"
-    (project/'nbs'/'reproduce'/'aside.ipynb').write_text('{"cells": [], "metadata": {"atr_nb": {"paper": false}}}')
-    found = cli.notebooks(project/'nbs'/'reproduce')
-    assert list(found) == ['baseline', 'aside']
-    assert cli.choose('all', found) == ['baseline'] and cli.choose('aside,baseline', found) == ['aside', 'baseline']
+    folder = paper('zebra').parent
+    (folder/'aside.ipynb').write_text('{"cells": [], "metadata": {"atr_nb": {"paper": false}}}')
+    found = cli.notebooks(folder)
+    assert list(found) == ['zebra', 'aside']
+    assert cli.choose('all', found) == ['zebra'] and cli.choose('aside,zebra', found) == ['aside', 'zebra']
 
 
 @pytest.mark.parametrize('options, told', [
