@@ -10,12 +10,13 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from .datasets import Clips
 from .features import load_waves
 
 # %% auto #0
-__all__ = ['Inputs', 'Waveforms', 'Tokens', 'Batch', 'Pairs', 'RandomBatches']
+__all__ = ['Inputs', 'Waveforms', 'Tokens', 'Batch', 'Beside', 'apart', 'Pairs', 'RandomBatches']
 
 # %% ../../nbs/data/15_batches.ipynb #400f5939
 class Inputs(Protocol):
@@ -75,6 +76,35 @@ class Batch:
     def to(self, device)->Batch: return self._map(lambda x: x.to(device, non_blocking=True))
     def pin_memory(self)->Batch: return self._map(Tensor.pin_memory) # DataLoader asks for it when a GPU waits
     def _map(self, f)->Batch: return Batch(*(f(getattr(self, a.name)) for a in fields(self)))
+
+# %% ../../nbs/data/15_batches.ipynb #79297c9a
+class Beside:
+    "Frames of clips, and words that stand beside each clip, as one input."
+    def __init__(self,
+        frames:Inputs, # a row of frames per clip, (T, d)
+        words:Inputs, # a row of words per clip, (N, e)
+        ):
+        if len(frames) != len(words): raise ValueError(f"Beside: {len(frames)} clips, but {len(words)} sentences; give one for each clip")
+        self.frames, self.words = frames, words
+
+    def __len__(self)->int: return len(self.frames)
+
+    def gather(self,
+        indices:Tensor, # clips, int64 (B,)
+        )->tuple[Tensor, Tensor]: # (B, T + N, 1 + the larger of d and e); mask (B, T + N)
+        (x, x_mask), (y, y_mask) = self.frames.gather(indices), self.words.gather(indices)
+        width = 1 + max(x.shape[2], y.shape[2])
+        rows = [F.pad(F.pad(part, (1, 0), value=kind), (0, width - 1 - part.shape[2])) for kind, part in ((0., x), (1., y))]
+        return torch.cat(rows, 1), torch.cat([x_mask, y_mask], 1)
+
+def apart(
+    x:Tensor, # of `Beside` (B, T + N, 1 + ...)
+    mask:Tensor, # (B, T + N)
+    widths:tuple[int, int], # d and e
+    )->tuple: # frames (B, T, d), their mask (B, T), words (B, N, e), their mask (B, N)
+    "Take frames and words apart again."
+    n = int((x[0, :, 0] == 1).int().argmax()) # where the words begin, in every row
+    return x[:, :n, 1:1 + widths[0]], mask[:, :n], x[:, n:, 1:1 + widths[1]], mask[:, n:]
 
 # %% ../../nbs/data/15_batches.ipynb #499bc7af
 class Pairs:

@@ -12,19 +12,12 @@ from ..alignment.pooling import pooling, SizeAugmented
 from ..alignment.tokens import GRAINS
 from ..encoders.tower import Tower, TwoTower
 from ..model import Encoded, Encoder, unit
-from ..training.losses import nt_xent
+from ..training.losses import named, nt_xent_of
 
 # %% auto #0
 __all__ = ['Method', 'MGRL']
 
 # %% ../../nbs/methods/62_mgrl.ipynb #1e958930
-def _known(what:str, given, there)->tuple: # the names given
-    "At least one name, and each of them one that there is. ValueError for others."
-    if not given: raise ValueError(f"MGRL: no {what}; name at least one of {', '.join(there)}")
-    for name in given:
-        if name not in there: raise ValueError(f"MGRL: {what} {name!r} is unknown; there is: {', '.join(there)}")
-    return tuple(given)
-
 class MGRL(TwoTower):
     "Multi-grained representation learning. [paper: abstract only; built from its probable ancestors]"
     choices = dict(guide_temperature=(.01, .03, .1), word_temperature=(.01, .1, math.inf), losses=(None, ('score',)), own_heads=(False, True),
@@ -45,8 +38,8 @@ class MGRL(TwoTower):
         stride:int=1, # neighbouring frames averaged into one
         own_heads:bool=False, # a square matrix for each grain in front of its product, as X-CLIP; else all share the towers' heads
         ):
-        grains = _known('grain', grains, GRAINS)
-        losses = _known('loss', grains if losses is None else losses, (*grains, 'score'))
+        grains = named('MGRL', 'grain', grains, GRAINS)
+        losses = named('MGRL', 'loss', grains if losses is None else losses, (*grains, 'score'))
         guides = dict(frames=guide_temperature, words=word_temperature)
         if min(guides.values()) <= 0: raise ValueError(f"MGRL: temperatures {guides}, but they must be above 0")
         def tower(encoder:Encoder, **how)->Tower: # tokens only where a grain needs them
@@ -71,16 +64,15 @@ def grain(self:MGRL, name:str, audio:Encoded, text:Encoded)->Tensor: # (clips, c
 
 # %% ../../nbs/methods/62_mgrl.ipynb #72345955
 @patch
+def _levels(self:MGRL, audio:Encoded, text:Encoded)->dict: # grain -> (clips, captions)
+    return {g: self.grain(g, audio, text) for g in self.grains}
+
+@patch
 def similarity(self:MGRL, audio:Encoded, text:Encoded)->Tensor: # (clips, captions)
     "The mean of the grains."
-    return sum(self.grain(g, audio, text) for g in self.grains) / len(self.grains)
+    return sum(self._levels(audio, text).values()) / len(self.grains)
 
 @patch
-def _carries(self:MGRL, what:str, audio:Encoded, text:Encoded)->Tensor: # the matrix that a loss is taken of
-    return self.similarity(audio, text) if what == 'score' else self.grain(what, audio, text)
-
-@patch
-def loss(self:MGRL, audio:Encoded, text:Encoded, clip_ids:Tensor)->dict: # the total, and each grain's
-    "NT-Xent of each matrix."
-    each = {what: nt_xent(self._carries(what, audio, text), self.temperature, clip_ids) for what in self.losses}
-    return {'loss': sum(each.values())} | each
+def loss(self:MGRL, audio:Encoded, text:Encoded, clip_ids:Tensor)->dict: # the total, and each under its name
+    "NT-Xent of the score or of grains."
+    return nt_xent_of(self._levels(audio, text), self.losses, self.temperature, clip_ids)

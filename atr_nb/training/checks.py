@@ -128,11 +128,12 @@ def check_method(
     make:Callable[..., RetrievalModel], # make(audio encoder, text encoder)
     chance:Callable[[int], float]=math.log, # what each part of the loss is worth for a batch of B when all scores are alike
     recipe:Recipe=RECIPE, # to learn by heart
+    pairs:Pairs|None=None, # made-up clips and captions; None: `noise_pairs`
     )->dict: # 'loss / chance', 'differences', 'gradients', 'learned (R@1)', 'curve'
     "Try a method on noise. AssertionError that names the method and what does not hold."
     fresh = lambda: make(Precomputed(AUDIO, 'mean+max'), Precomputed(TEXT, 'mean'))
     torch.manual_seed(0)
-    model, pairs = fresh(), noise_pairs()
+    model, pairs = fresh(), pairs or noise_pairs()
     found = {'loss / chance': round(knows_nothing(model, pairs, chance), 2)}
     found |= {'differences': ignores_order_and_padding(model, pairs), 'gradients': gradients_are_finite(model, pairs)}
     curve = [line['valid']['t2a_r1'] for line in learns_by_heart(model, pairs, recipe)]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['LOSSES', 'nt_xent', 'triplet_sum', 'triplet_max', 'triplet_weighted']
+__all__ = ['LOSSES', 'nt_xent', 'triplet_sum', 'triplet_max', 'triplet_weighted', 'named', 'nt_xent_of']
 
 # %% ../../nbs/training/50_losses.ipynb #449cd319
 def _prepared(similarity:Tensor, clip_ids:Tensor|None)->tuple[Tensor, Tensor]: # similarity in float32 or 64, and True at negatives, both (B, B)
@@ -87,3 +87,27 @@ class _Losses(dict):
     def __missing__(self, name): raise ValueError(f"there is no loss {name!r}; known are {', '.join(self)}")
 
 LOSSES = _Losses(sum=triplet_sum, max=triplet_max, weighted=triplet_weighted, nt_xent=nt_xent) # name -> loss(similarity, ..., clip_ids)
+
+# %% ../../nbs/training/50_losses.ipynb #395b3f8a
+def named(
+    method:str, # for messages
+    what:str, # 'level' or the like
+    given, # names
+    there, # the names that there are
+    )->tuple: # the names given
+    "At least one name, and each of them one that there is. ValueError for others."
+    if not given: raise ValueError(f"{method}: no {what}; name at least one of {', '.join(there)}")
+    for name in given:
+        if name not in there: raise ValueError(f"{method}: {what} {name!r} is unknown; there is: {', '.join(there)}")
+    return tuple(given)
+
+def nt_xent_of(
+    levels:dict[str, Tensor], # name -> similarities of a batch (B, B)
+    carried:tuple, # what carries a loss: names of levels, or 'score' for their mean
+    temperature:float=0.07,
+    clip_ids:Tensor|None=None, # (B,)
+    )->dict: # 'loss', the sum, and each loss under its name
+    "NT-Xent of some levels of a comparison, of their mean, or both."
+    levels = levels | {'score': sum(levels.values()) / len(levels)}
+    each = {name: nt_xent(levels[name], temperature, clip_ids) for name in carried}
+    return {'loss': sum(each.values())} | each
