@@ -28,8 +28,8 @@ def choose(
     found:dict[str,Path], # what `notebooks` returned
     )->list[str]:
     "The notebooks asked for. A name without a notebook is an error that lists the known ones."
-    papers = [name for name, file in found.items() if about(file).paper]
-    chosen = papers if names.strip() == 'all' else [n.strip() for n in names.split(',') if n.strip()]
+    everything = names.strip() == 'all'
+    chosen = [n for n, file in found.items() if about(file).paper] if everything else [n.strip() for n in names.split(',') if n.strip()]
     for name in chosen:
         if name not in found: raise ValueError(f'unknown paper {name!r}{suggest(name, list(found))}')
     if not chosen: raise ValueError(f'no paper to reproduce; there are: {", ".join(found) or "no notebooks at all"}')

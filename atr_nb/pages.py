@@ -7,12 +7,11 @@ from __future__ import annotations
 from copy import deepcopy
 from dataclasses import dataclass
 from html import escape
-from math import inf
 from pathlib import Path
 from posixpath import normpath, relpath
 from shutil import copyfile, copytree, rmtree
 import re
-from .notebooks import about, body, presentable, read_notebook
+from .notebooks import About, about, body, presentable, read_notebook
 
 # %% auto #0
 __all__ = ['rooms', 'Page', 'house', 'reproductions', 'papers', 'verdicts', 'readme', 'refresh', 'frame', 'executed', 'site']
@@ -23,13 +22,9 @@ rooms = {'nbs': 'The whole', 'nbs/data': 'Data', 'nbs/encoders': 'Encoders', 'nb
          'nbs/reproduce': 'Reproductions', 'nbs/guides': 'Guides'}
 
 @dataclass(frozen=True)
-class Page:
-    "One notebook, as the site lists it"
-    path:str # in the repository, such as nbs/data/13_scenes.ipynb
-    title:str # its first heading
-    summary:str # its `>` line
-    order:float=inf # its place in its room, if it names one
-    paper:bool=True # see `about`
+class Page(About):
+    "One notebook, as the site lists it: what it says of itself, and where it is"
+    path:str='' # in the repository, such as nbs/data/13_scenes.ipynb
 
     @property
     def folder(self)->str: return self.path.rpartition('/')[0]
@@ -44,8 +39,7 @@ def _place(page:Page): # index first, then by room, then as the notebooks say, t
     return page.path != 'nbs/index.ipynb', room, page.order, page.path
 
 def _page(file:Path, root:Path)->Page:
-    said = about(file)
-    return Page(file.relative_to(root).as_posix(), said.title, said.summary, said.order, said.paper)
+    return Page(**vars(about(file)), path=file.relative_to(root).as_posix())
 
 def house(
     root:Path, # the folder that holds nbs/

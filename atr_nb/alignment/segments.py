@@ -7,14 +7,15 @@ from __future__ import annotations
 import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
-from ..encoders.tower import merge_tokens
+from ..encoders.tower import Reader, merge_tokens
 from ..model import mask_of
 
 # %% auto #0
 __all__ = ['GROUPINGS', 'density_peaks', 'merge_clusters', 'Grouping']
 
 # %% ../../nbs/alignment/32_segments.ipynb #92c944eb
-def _denser(rho:Tensor, mask:Tensor)->Tensor: # (B, T) -> (B, T, T): whether token j is denser than token i; of equals the earlier
+def _denser(rho:Tensor, mask:Tensor)->Tensor: # (B, T) -> (B, T, T)
+    "Whether token j is denser than token i; of equals the earlier."
     place = torch.arange(rho.shape[1], device=rho.device)
     equal = (rho[:, None] == rho[..., None]) & (place < place[:, None])
     return ((rho[:, None] > rho[..., None]) | equal) & mask[:, None]
@@ -39,15 +40,16 @@ def density_peaks(
     lengths = mask.sum(1)
     if (counts > lengths).any():
         row = int((counts > lengths).int().argmax())
-        raise ValueError(f'density_peaks: {int(counts[row])} clusters of {int(lengths[row])} tokens in row {row}; ask for as many as there are or fewer')
+        raise ValueError(f'density_peaks: {int(counts[row])} clusters of {int(lengths[row])} tokens in row {row}; '
+                         'ask for as many as there are or fewer')
     distance = torch.cdist(tokens, tokens) / tokens.shape[2] ** .5
     distance = distance.masked_fill(~(mask[:, None] & mask[..., None]), torch.inf)
     order = _peaks(distance, mask, nearest).argsort(dim=1, descending=True, stable=True)
-    centre = torch.zeros_like(mask).scatter(1, order, torch.arange(mask.shape[1], device=mask.device) < counts[:, None])
+    place = torch.arange(mask.shape[1], device=mask.device)
+    centre = torch.zeros_like(mask).scatter(1, order, place < counts[:, None])
     number = centre.cumsum(1) - 1 # of a centre, in the order of time
     closest = distance.masked_fill(~centre[:, None], torch.inf).argmin(2)
-    own = torch.arange(mask.shape[1], device=mask.device).expand_as(closest)
-    return number.gather(1, torch.where(centre, own, closest)).clamp(min=0).masked_fill(~mask, 0)
+    return number.gather(1, torch.where(centre, place, closest)).clamp(min=0).masked_fill(~mask, 0)
 
 # %% ../../nbs/alignment/32_segments.ipynb #0e407146
 def merge_clusters(
@@ -72,16 +74,17 @@ class Grouping(nn.Module):
         ):
         super().__init__()
         if how not in GROUPINGS: raise ValueError(f"Grouping: {how!r} is unknown; use one of {', '.join(GROUPINGS)}")
-        if size < 1: raise ValueError(f'Grouping: size={size}, which would be more groups than tokens; a group needs at least one')
+        if size < 1:
+            raise ValueError(f'Grouping: size={size}, which would be more groups than tokens; a group needs at least one')
         self.how, self.size = how, size
         self.neighbours = nn.Conv1d(width, width, 3, padding=1) if how == 'convolution' else None
-        heads = next(h for h in (8, 4, 2, 1) if width % h == 0)
-        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
-        self.norm = nn.LayerNorm(width)
+        self.reader = Reader(width)
 
     def groups(self, tokens:Tensor, mask:Tensor)->tuple[Tensor, Tensor]: # (B, groups, width), (B, groups)
         "The groups before they look at the tokens again."
-        if self.how == 'clusters': return merge_clusters(tokens, mask, density_peaks(tokens, mask, -(-mask.sum(1) // self.size)))
+        if self.how == 'clusters':
+            counts = -(-mask.sum(1) // self.size)
+            return merge_clusters(tokens, mask, density_peaks(tokens, mask, counts))
         if self.neighbours is not None:
             alone = tokens.masked_fill(~mask[..., None], 0) # padding is no neighbour
             tokens = tokens + F.gelu(self.neighbours(alone.transpose(1, 2)).transpose(1, 2))
@@ -93,6 +96,4 @@ class Grouping(nn.Module):
         )->tuple[Tensor, Tensor]: # (B, groups, width), zeros at padding, and their mask
         mask = mask_of(tokens, mask)
         groups, there = self.groups(tokens, mask)
-        hidden = ~mask & mask.any(1, keepdim=True) # a row of padding only would be NaN
-        seen = self.attention(groups, tokens, tokens, key_padding_mask=hidden, need_weights=False)[0]
-        return self.norm(groups + seen).masked_fill(~there[..., None], 0), there
+        return self.reader(groups, tokens, mask).masked_fill(~there[..., None], 0), there

@@ -61,6 +61,10 @@ def clip_word(
     return _guided(text.tokens, audio.pooled, text.mask, words).T
 
 # %% ../../nbs/alignment/31_tokens.ipynb #c7e4e90c
+def _cosines(frames:Tensor, words:Tensor)->Tensor: # (A, K, d), (W, d) -> (A, K, W)
+    "Every frame with every word, as one matrix product."
+    return (frames.flatten(0, 1) @ words.T).unflatten(0, frames.shape[:2])
+
 def frame_word(
     audio:Encoded, # unit vectors, with tokens (A, K, d)
     text:Encoded, # unit vectors, with tokens (C, N, d)
@@ -68,8 +72,8 @@ def frame_word(
     words:float=0.01, # temperature of the weights of words
     )->Tensor: # (A, C)
     "Each word's cosine with the frames that it chooses, averaged over the words that the clip chooses. [inferred]"
-    valid, (A, K, d) = text.masked().mask, audio.tokens.shape
-    cos = (audio.tokens.reshape(A*K, d) @ text.tokens[valid].T).view(A, K, -1) # with all words W of the captions
+    valid = text.masked().mask
+    cos = _cosines(audio.tokens, text.tokens[valid]) # (A, K, W): with the words W of all captions
     weights = token_interaction(text.tokens, audio.pooled, text.mask, words).transpose(0, 1) # (A, C, N)
     heard = torch.zeros_like(weights)
     heard[:, valid] = _attended(cos, _padding(audio.mask, 2), frames, 1) # (A, W)
@@ -78,18 +82,13 @@ def frame_word(
 GRAINS = {'clip-sentence': clip_sentence, 'frame-sentence': frame_sentence, 'clip-word': clip_word, 'frame-word': frame_word}
 
 # %% ../../nbs/alignment/31_tokens.ipynb #c1ecc87f
-def _cosines(audio:Encoded, text:Encoded)->Tensor: # (A, K, C, N)
-    "Every frame with every word, as one matrix product."
-    (A, K, d), (C, N, _) = audio.tokens.shape, text.tokens.shape
-    return (audio.tokens.reshape(A*K, d) @ text.tokens.reshape(C*N, d).T).view(A, K, C, N)
-
 def late_interaction(
     audio:Encoded, # unit vectors, with tokens (A, K, d)
     text:Encoded, # unit vectors, with tokens (C, N, d)
     )->Tensor: # (A, C), between -1 and 1
     "Every word's best frame and every frame's best word, averaged. [inferred; ancestor with learned weights: DRL]"
     frames, words = audio.masked().mask[:, :, None], text.masked().mask[None] # (A, K, 1), (1, C, N)
-    cos = _cosines(audio, text)
+    cos = _cosines(audio.tokens, text.tokens.flatten(0, 1)).unflatten(2, text.tokens.shape[:2]) # (A, K, C, N)
     if not (frames.all() and words.all()): cos = cos.masked_fill(~(frames[..., None] & words[:, None]), -1) # no cosine is lower
     mean = lambda best, valid, dim: best.masked_fill(~valid, 0).sum(dim) / valid.sum(dim).clamp(min=1)
     return (mean(cos.amax(1), words, 2) + mean(cos.amax(3), frames, 1)) / 2

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from ..model import Encoded, Encoder, RetrievalModel, mask_of, positions, unit
 
 # %% auto #0
-__all__ = ['Precomputed', 'Context', 'merge_tokens', 'Tower', 'TwoTower']
+__all__ = ['Precomputed', 'heads_for', 'hidden', 'Context', 'Reader', 'merge_tokens', 'Tower', 'TwoTower']
 
 # %% ../../nbs/encoders/24_tower.ipynb #9cb2785d
 class Precomputed(Encoder):
@@ -34,6 +34,17 @@ class Precomputed(Encoder):
             raise ValueError(f"features of width {features.shape[-1]}, but {self.width} were expected: they come from another encoder; extract them again")
         return Encoded(self.pool(features, mask), features, mask)
 
+# %% ../../nbs/encoders/24_tower.ipynb #1a445577
+def heads_for(width:int)->int: # of an attention
+    "The most of 8, 4, 2 and 1 that divide the width."
+    return next(h for h in (8, 4, 2, 1) if width % h == 0)
+
+def hidden(
+    mask:Tensor|None, # True where valid (B, T)
+    )->Tensor|None: # True where not to attend to (B, T)
+    "The mask of padding as torch's attention takes it."
+    return None if mask is None else ~mask & mask.any(1, keepdim=True)
+
 # %% ../../nbs/encoders/24_tower.ipynb #dd290c91
 class Context(nn.Module):
     "Let tokens know their place and each other."
@@ -44,8 +55,7 @@ class Context(nn.Module):
         ):
         super().__init__()
         if width % 2: raise ValueError(f"Context: width={width} is odd; positions come in pairs of sine and cosine")
-        heads = next(h for h in (8, 4, 2, 1) if width % h == 0)
-        layer = nn.TransformerEncoderLayer(width, heads, 2*width, dropout=0.1, activation='gelu', batch_first=True, norm_first=True)
+        layer = nn.TransformerEncoderLayer(width, heads_for(width), 2*width, dropout=0.1, activation='gelu', batch_first=True, norm_first=True)
         self.project = nn.Sequential(nn.LayerNorm(inputs), nn.Linear(inputs, width))
         self.position = nn.Parameter(torch.tensor(0.5))
         self.layers = nn.TransformerEncoder(layer, layers, norm=nn.LayerNorm(width), enable_nested_tensor=False)
@@ -56,8 +66,26 @@ class Context(nn.Module):
         )->Tensor: # (B, T, width)
         x = self.project(tokens)
         x = x + (self.position * positions(x.shape[1], x.shape[2], x.device)).to(x.dtype)
-        hidden = None if mask is None else ~mask & mask.any(1, keepdim=True) # a row of padding only would be NaN
-        return self.layers(x, src_key_padding_mask=hidden)
+        return self.layers(x, src_key_padding_mask=hidden(mask))
+
+# %% ../../nbs/encoders/24_tower.ipynb #5f5fe0bf
+class Reader(nn.Module):
+    "Tokens that attend to other tokens, added to what they were, and normalised."
+    def __init__(self,
+        width:int, # of both
+        dropout:float=0., # of the attention's weights
+        ):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(width, heads_for(width), dropout=dropout, batch_first=True)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self,
+        tokens:Tensor, # that read (B, N, width)
+        others:Tensor, # that are read (B, T, width)
+        mask:Tensor|None=None, # True where these are valid (B, T)
+        )->Tensor: # (B, N, width)
+        read = self.attention(tokens, others, others, key_padding_mask=hidden(mask), need_weights=False)[0]
+        return self.norm(tokens + read)
 
 # %% ../../nbs/encoders/24_tower.ipynb #03778c96
 def merge_tokens(

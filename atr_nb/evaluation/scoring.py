@@ -4,7 +4,7 @@
 
 # %% ../../nbs/evaluation/41_scoring.ipynb #a72b6cdd
 from __future__ import annotations
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import isqrt
 import torch
@@ -14,7 +14,8 @@ from ..model import Encoded, RetrievalModel
 from .metrics import retrieval_metrics
 
 # %% auto #0
-__all__ = ['ALIVE', 'BUDGET', 'evaluating', 'encode_all', 'bytes_per_pair', 'block_shape', 'score_all', 'evaluate']
+__all__ = ['ALIVE', 'BUDGET', 'evaluating', 'encode_all', 'bytes_per_pair', 'block_shape', 'score_all', 'level_scores',
+           'evaluate']
 
 # %% ../../nbs/evaluation/41_scoring.ipynb #0832cdef
 @contextmanager
@@ -117,6 +118,22 @@ def score_all(
         reranked = model.rerank(scores.to(device), audio.to(device), text.to(device))
     if reranked.shape != scores.shape: raise ValueError(f"{type(model).__name__}.rerank returned {tuple(reranked.shape)}; it must keep the shape {tuple(scores.shape)}")
     return reranked.float().cpu()
+
+# %% ../../nbs/evaluation/41_scoring.ipynb #c4f0a921
+class _Level(RetrievalModel):
+    "A model that is scored by one similarity, without looking twice."
+    def __init__(self, model:RetrievalModel, similarity:Callable[[Encoded, Encoded], Tensor]):
+        super().__init__()
+        self.model, self.similarity = model, similarity
+
+def level_scores(
+    model:RetrievalModel,
+    pairs, # test set, as for `encode_all`
+    levels:dict[str, Callable[[Encoded, Encoded], Tensor]], # name -> similarity of clips and captions (clips, captions)
+    )->dict[str, Tensor]: # name -> scores (clips, captions)
+    "Score a test set at each level."
+    encoded = encode_all(model, pairs)
+    return {name: score_all(_Level(model, similarity), *encoded) for name, similarity in levels.items()}
 
 # %% ../../nbs/evaluation/41_scoring.ipynb #899e491e
 def evaluate(

@@ -11,12 +11,12 @@ from ..alignment.pooling import pooling
 from ..alignment.segments import Grouping
 from ..alignment.tokens import clip_sentence, late_interaction
 from ..data.batches import Pairs, apart
-from ..encoders.tower import Tower, TwoTower
+from ..encoders.tower import Reader, Tower, TwoTower
 from ..evaluation.metrics import retrieval_metrics
-from ..evaluation.scoring import encode_all, score_all
+from ..evaluation.scoring import level_scores
 from ..model import Encoded, Encoder, unit
-from ..training.losses import named, nt_xent, nt_xent_of
-from ..training.recipe import Recipe, Stage
+from ..training.losses import named, nt_xent, nt_xent_of, score_of
+from ..training.recipe import recall_score
 
 # %% auto #0
 __all__ = ['LEVELS', 'Method', 'segment_phrase', 'CoAttention', 'HCI', 'fusion_curve']
@@ -39,19 +39,17 @@ class CoAttention(nn.Module):
     "Frames that read the words of a sentence. [ancestor: Cap4Video, after ViLBERT; the half that is used]"
     def __init__(self, width:int): # of frames and words
         super().__init__()
-        heads = next(h for h in (8, 4, 2, 1) if width % h == 0)
-        self.attention = nn.MultiheadAttention(width, heads, dropout=0.1, batch_first=True)
+        self.reader = Reader(width, dropout=0.1)
         self.forwards = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width), nn.Dropout(0.1))
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
+        self.norm = nn.LayerNorm(width)
 
     def forward(self,
         frames:Tensor, # (B, K, width)
         words:Tensor, # (B, N, width)
         mask:Tensor|None, # True where a word is valid (B, N)
         )->Tensor: # (B, K, width)
-        hidden = None if mask is None else ~mask & mask.any(1, keepdim=True) # a row of padding only would be NaN
-        x = self.norms[0](frames + self.attention(frames, words, words, key_padding_mask=hidden, need_weights=False)[0])
-        return self.norms[1](x + self.forwards(x))
+        x = self.reader(frames, words, mask)
+        return self.norm(x + self.forwards(x))
 
 # %% ../../nbs/methods/63_hci_ac.ipynb #e48d230e
 class HCI(TwoTower):
@@ -64,16 +62,17 @@ class HCI(TwoTower):
         segments:str='windows', # how frames are grouped, one of `alignment.segments.GROUPINGS`
         phrases:str='convolution', # how words are grouped
         size:int=4, # tokens in a group
-        aggregation:str|None=None, # pooling of clip and sentence behind the heads; None: the encoders' own, in front of them
+        aggregation:str|None=None, # pooling of clip and sentence behind the heads; None: the encoders', in front of them
         losses:tuple|None=None, # what carries a loss: levels, or 'score' for their mean; None: each level
         temperature:float=0.07, # of NT-Xent
         context:int=1, # layers of self-attention over the frames; words come out of some
         stride:int=1, # neighbouring frames averaged into one
-        interaction:bool=False, # frames attend to the words of an auxiliary caption, which stands beside them (`Beside`)
+        interaction:bool=False, # frames read the words of an auxiliary caption, which stands beside them (`Beside`)
         matching:bool=False, # the auxiliary caption is compared with the query too
         fusion:float=0.25, # weight of that comparison in the score, from 0 to 1; to be tuned on validation
         ):
-        if not 0 <= fusion <= 1: raise ValueError(f'HCI: fusion={fusion}, but a weight of the caption in the score is between 0 and 1')
+        if not 0 <= fusion <= 1:
+            raise ValueError(f'HCI: fusion={fusion}, but a weight of the caption in the score is between 0 and 1')
         levels = named('HCI', 'level', levels, LEVELS)
         losses = named('HCI', 'loss', levels if losses is None else losses, (*levels, 'score'))
         def tower(encoder:Encoder, **how)->Tower: # tokens only where a level needs them
@@ -87,7 +86,8 @@ class HCI(TwoTower):
         self.segments, self.phrases = (Grouping(how, width, size) if middle else None for how in (segments, phrases))
         self.levels, self.losses, self.temperature = levels, losses, temperature
 
-    def encode_text(self, x:Tensor, mask:Tensor|None=None)->Encoded: return _grouped(super().encode_text(x, mask), self.phrases)
+    def encode_text(self, x:Tensor, mask:Tensor|None=None)->Encoded:
+        return _grouped(super().encode_text(x, mask), self.phrases)
 
     def encode_audio(self, x:Tensor, mask:Tensor|None=None)->Encoded:
         if not (self.together or self.matching): return _grouped(super().encode_audio(x, mask), self.segments)
@@ -104,13 +104,17 @@ class HCI(TwoTower):
     def _levels(self, audio:Encoded, text:Encoded)->dict: # level -> (clips, captions)
         return {level: LEVELS[level](audio, text) for level in self.levels}
 
+    def hierarchy(self, audio:Encoded, text:Encoded)->Tensor: # (clips, captions)
+        "The mean of the levels."
+        return score_of(self._levels(audio, text))
+
     def caption_text(self, audio:Encoded, text:Encoded)->Tensor: # (clips, captions)
         "Cosine of what was said of a clip with the query: the matching branch."
         return audio.levels[-1][:, 0] @ text.pooled.T
 
     def similarity(self, audio:Encoded, text:Encoded)->Tensor: # (clips, captions)
-        "The mean of the levels; with a matching branch, fused with it."
-        levels = sum(self._levels(audio, text).values()) / len(self.levels)
+        "The hierarchy; with a matching branch, fused with it."
+        levels = self.hierarchy(audio, text)
         return torch.lerp(levels, self.caption_text(audio, text), self.fusion) if self.matching else levels
 
     def loss(self, audio:Encoded, text:Encoded, clip_ids:Tensor)->dict: # the total, and each under its name
@@ -128,12 +132,7 @@ def fusion_curve(
     pairs:Pairs, # validation split
     weights:tuple=tuple(k / 20 for k in range(11)), # to try
     )->dict[float, float]: # weight -> R@1 + R@5 + R@10, mean of both directions
-    "What each weight of the matching branch would score. The model is left as it is."
-    encoded, before = encode_all(model, pairs), model.fusion
-    def scores(weight):
-        model.fusion = weight
-        return score_all(model, *encoded)
-    levels, caption = scores(0.), scores(1.)
-    model.fusion = before
-    score = Recipe(Stage(1)).score
-    return {w: score(retrieval_metrics(torch.lerp(levels, caption, w), pairs.clip_of_caption)) for w in weights}
+    "What each weight of the matching branch would score."
+    each = level_scores(model, pairs, {'levels': model.hierarchy, 'caption': model.caption_text})
+    def fused(weight): return torch.lerp(each['levels'], each['caption'], weight)
+    return {w: recall_score(retrieval_metrics(fused(w), pairs.clip_of_caption)) for w in weights}

@@ -12,7 +12,7 @@ from ..alignment.pooling import pooling, SizeAugmented
 from ..alignment.tokens import GRAINS
 from ..encoders.tower import Tower, TwoTower
 from ..model import Encoded, Encoder, unit
-from ..training.losses import named, nt_xent_of
+from ..training.losses import named, nt_xent_of, score_of
 
 # %% auto #0
 __all__ = ['Method', 'MGRL']
@@ -20,7 +20,8 @@ __all__ = ['Method', 'MGRL']
 # %% ../../nbs/methods/62_mgrl.ipynb #1e958930
 class MGRL(TwoTower):
     "Multi-grained representation learning. [paper: abstract only; built from its probable ancestors]"
-    choices = dict(guide_temperature=(.01, .03, .1), word_temperature=(.01, .1, math.inf), losses=(None, ('score',)), own_heads=(False, True),
+    choices = dict(guide_temperature=(.01, .03, .1), word_temperature=(.01, .1, math.inf),
+                   losses=(None, ('score',)), own_heads=(False, True),
                    grains=(('clip-sentence', 'frame-sentence', 'frame-word'), tuple(GRAINS)), learning_rate=(1, .5, 2))
 
     def __init__(self, # temperatures, losses and heads: trial 9 of reports/embedded/choices
@@ -36,7 +37,7 @@ class MGRL(TwoTower):
         drop:float=0.2, # size augmentation: probability of hiding a token from the pooling in training
         context:int=0, # Transformer layers over the frames; words come out of one
         stride:int=1, # neighbouring frames averaged into one
-        own_heads:bool=False, # a square matrix for each grain in front of its product, as X-CLIP; else all share the towers' heads
+        own_heads:bool=False, # a square matrix for each grain in its product, as X-CLIP; else all share the towers' heads
         ):
         grains = named('MGRL', 'grain', grains, GRAINS)
         losses = named('MGRL', 'loss', grains if losses is None else losses, (*grains, 'score'))
@@ -70,7 +71,7 @@ def _levels(self:MGRL, audio:Encoded, text:Encoded)->dict: # grain -> (clips, ca
 @patch
 def similarity(self:MGRL, audio:Encoded, text:Encoded)->Tensor: # (clips, captions)
     "The mean of the grains."
-    return sum(self._levels(audio, text).values()) / len(self.grains)
+    return score_of(self._levels(audio, text))
 
 @patch
 def loss(self:MGRL, audio:Encoded, text:Encoded, clip_ids:Tensor)->dict: # the total, and each under its name

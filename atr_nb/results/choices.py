@@ -26,7 +26,8 @@ def choices_of(
     )->dict[str, tuple]: # option -> values that may be tried, the first as first written down
     "What a method leaves open. ValueError for one that declares nothing."
     choices = getattr(import_module(f'atr_nb.methods.{method}').Method, 'choices', None)
-    if not choices: raise ValueError(f'{method} declares no choices; give its class a dictionary `choices` (option -> values)')
+    if not choices:
+        raise ValueError(f'{method} declares no choices; give its class a dictionary `choices` (option -> values)')
     return choices
 
 def declaring()->list[str]: # names of methods
@@ -61,7 +62,7 @@ def as_row(
     "A setting as options and recipe. Values that the method's class does not take are left to others."
     known = inspect.signature(import_module(f'atr_nb.methods.{method}').Method).parameters
     options = {name: value for name, value in values.items() if name in known} | fixed
-    return dict(method=method, options=options, recipe=lab.recipe(lr=lab.settings.learning_rate * values.get('learning_rate', 1)))
+    return dict(method=method, options=options, recipe=lab.recipe(rate=values.get('learning_rate', 1)))
 
 # %% ../../nbs/results/79_choices.ipynb #46d6ff4e
 def _check_grid(file:Path, question:dict)->None:
@@ -80,7 +81,7 @@ class Search:
         choices:dict[str, tuple]|None=None, # None: what the method declares
         n:int=12, # trials
         seed:int=0, # of the draw and of the training
-        row:Callable[[dict, str, int], dict]|None=None, # row(values, dataset, seed) -> arguments of `Lab.trial`; None: `as_row` on the profile's frames
+        row:Callable[[dict, str, int], dict]|None=None, # (values, dataset, seed) -> arguments of `Lab.trial`; None: `as_row`
         ):
         self.lab, self.method, self.seed = lab, method, seed
         self.choices = choices_of(method) if choices is None else choices
@@ -88,8 +89,9 @@ class Search:
         self.settings, self.folder = draw(self.choices, n, seed), lab.folder/method
         self._try_out()
         s = lab.settings
-        question = dict(choices=self.choices, trials=n, seed=seed, datasets=s.datasets, sizes=[s.train_size, s.val_size], epochs=s.epochs,
-                        batch_size=s.batch_size, schedule=s.schedule, learning_rate=s.learning_rate, width=s.width)
+        question = dict(choices=self.choices, trials=n, seed=seed, datasets=s.datasets, sizes=[s.train_size, s.val_size],
+                        epochs=s.epochs, batch_size=s.batch_size, schedule=s.schedule, learning_rate=s.learning_rate,
+                        width=s.width)
         _check_grid(self.folder/'grid.json', question)
 
     def _try_out(self)->None:
@@ -106,9 +108,12 @@ class Search:
             outcome = self.lab.trial(dataset, self.seed, **self.row(self.settings[k], dataset, self.seed))
             lines.append(dict(method=self.method, trial=k, values=self.settings[k]) | outcome)
             write_file(self.folder/'trials.jsonl', ''.join(json.dumps(sealed(line)) + '\n' for line in lines))
-        return pd.DataFrame([dict(trial=line['trial'], **{n: word(v) for n, v in line['values'].items()}, dataset=line['dataset'],
-                                  score=line.get('score', math.nan), seconds=line.get('seconds', math.nan), failed=line['failed'])
-                             for line in lines])
+        return pd.DataFrame([_shown(line) for line in lines])
+
+def _shown(line:dict)->dict: # of `trials.jsonl`, as a row of a table; a trial that failed has neither score nor time
+    values = {name: word(value) for name, value in line['values'].items()}
+    measured = {name: line.get(name, math.nan) for name in ('score', 'seconds')}
+    return dict(trial=line['trial'], **values, dataset=line['dataset'], **measured, failed=line['failed'])
 
 def word(value)->str: # of a value, for tables and groups
     return ', '.join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
@@ -160,7 +165,8 @@ def trials_figure(
         ax.plot(of, [y] * len(of), 'o', color=f'C{y}', mfc='none', ms=5)
         ax.plot(of.get(0), y, 'o', color=f'C{y}', ms=5)
         ax.plot(of.max(), y, 'o', color=f'C{y}', mfc='none', ms=11)
-    ax.set(yticks=range(len(searches)), yticklabels=list(searches), ylim=(len(searches) - .5, -.5), xlabel='validation score (300 is perfect)')
+    ax.set(yticks=range(len(searches)), yticklabels=list(searches), ylim=(len(searches) - .5, -.5),
+           xlabel='validation score (300 is perfect)')
     return fig
 
 # %% ../../nbs/results/79_choices.ipynb #200d2d8f
@@ -187,7 +193,8 @@ def chosen(
     file = next((f for f in files if f.is_file()), None)
     if file is None: return {}
     try: found = unsealed(json.loads(file.read_text()), str(file))
-    except (Damaged, ValueError) as e: raise ValueError(f'{file} cannot be used ({e}); run the notebook choices again') from None
+    except (Damaged, ValueError) as e:
+        raise ValueError(f'{file} cannot be used ({e}); run the notebook choices again') from None
     return {name: _tuples(value) for name, value in found.get(method, {}).get('values', {}).items()}
 
 def _tuples(value): # JSON has lists only
@@ -200,6 +207,7 @@ def chosen_table(settings:Settings, *methods:str)->pd.DataFrame: # a row per met
     for method in methods:
         now = chosen(settings, method)
         for name, values in choices_of(method).items():
-            rows.append({'method': method, 'choice': name, 'tried': '; '.join(map(word, values)), 'as first written down': word(values[0]),
-                         'as chosen': word(now[name]) if name in now else 'nothing was chosen in this profile'})
+            chosen_here = word(now[name]) if name in now else 'nothing was chosen in this profile'
+            rows.append({'method': method, 'choice': name, 'tried': '; '.join(map(word, values)),
+                         'as first written down': word(values[0]), 'as chosen': chosen_here})
     return pd.DataFrame(rows).set_index(['method', 'choice'])

@@ -24,7 +24,7 @@ from ..training.recipe import Recipe
 from ..training.trainer import loss_on
 
 # %% auto #0
-__all__ = ['Row', 'Findings', 'Experiment', 'mined', 'drawn', 'with_curriculum']
+__all__ = ['Row', 'PUBLISHED', 'Findings', 'Experiment', 'mined', 'drawn', 'with_curriculum']
 
 # %% ../../nbs/results/74_experiment.ipynb #64957f7e
 class Findings(list):
@@ -40,6 +40,8 @@ class Findings(list):
 
 # %% ../../nbs/results/74_experiment.ipynb #7470398e
 Row = dict | Callable[[str, int], dict] # arguments of `Lab.run`, or a function of dataset and seed that returns them
+
+PUBLISHED = dict(options=dict(loss='nt_xent')) # a row: the baseline as its paper recommends it, with the settings' recipe
 
 class Experiment(Lab):
     "The runs of one paper, and what is shown and said of them."

@@ -14,27 +14,10 @@ from ..data.batches import Pairs
 from ..data.datasets import Clips
 from ..data.scenes import NEAR_MISSES
 from ..evaluation.metrics import hits
-from ..evaluation.scoring import encode_all, score_all
 from ..model import Encoded, RetrievalModel
 
 # %% auto #0
-__all__ = ['level_scores', 'found_alone', 'found_by_kind', 'levels_figure', 'pulls']
-
-# %% ../../nbs/results/77_levels.ipynb #068c0ce0
-class _Level(RetrievalModel):
-    "A model that is scored by one similarity, without looking twice."
-    def __init__(self, model:RetrievalModel, similarity:Callable[[Encoded, Encoded], Tensor]):
-        super().__init__()
-        self.model, self.similarity = model, similarity
-
-def level_scores(
-    model:RetrievalModel, # trained
-    pairs:Pairs, # test set
-    levels:dict[str, Callable[[Encoded, Encoded], Tensor]], # name -> similarity of clips and captions (clips, captions)
-    )->dict[str, Tensor]: # name -> scores (clips, captions)
-    "Score a test set at each level."
-    encoded = encode_all(model, pairs)
-    return {name: score_all(_Level(model, similarity), *encoded) for name, similarity in levels.items()}
+__all__ = ['found_alone', 'found_by_kind', 'levels_figure', 'pulls']
 
 # %% ../../nbs/results/77_levels.ipynb #b749b791
 def found_alone(

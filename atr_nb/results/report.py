@@ -360,6 +360,13 @@ def _failed(folder:Path, base:str)->Markup|None: # a notice with a link, if the 
     link = Markup('<a href="{}notebook.failed.ipynb">notebook.failed.ipynb</a>').format(base)
     return Markup('{}/{}: the notebook failed; {} shows where and why.').format(folder.parent.name, folder.name, link)
 
+def _write_page(folder:Path)->list[str]: # what is to be told about it
+    "The page of the executed notebook, if there is one."
+    if not (folder/'notebook.ipynb').is_file(): return []
+    try: notebook_page(folder/'notebook.ipynb')
+    except ValueError: return ['notebook.ipynb cannot be shown as a page: it is not a complete notebook.']
+    return []
+
 def render(
     out:Path|str, # the folder that holds PROFILE/PAPER folders, such as reports
     )->Path: # out/index.html
@@ -368,9 +375,9 @@ def render(
     if not out.is_dir(): raise FileNotFoundError(f"{out} is not a folder; give the one that holds the PROFILE/PAPER folders")
     for folder in _folders(out):
         base = f'{quote(folder.parent.name)}/{quote(folder.name)}/'; runs = folder/'runs.jsonl'
-        if (folder/'chosen.json').is_file() and (folder/'notebook.ipynb').is_file(): # what was chosen, which is no paper
-            notebook_page(folder/'notebook.ipynb')
+        if (folder/'chosen.json').is_file(): # what was chosen, which is no paper
             choices[folder.parent.name] = base + 'notebook.html'
+            notices += [f'{folder.parent.name}/{folder.name}: {notice}' for notice in _write_page(folder)]
             continue
         if not runs.is_file() or not runs.read_text(encoding='utf-8').strip():
             cut = 'holds no run record. It was cut before its first result, or is still running.'
@@ -378,9 +385,7 @@ def render(
             continue
         paper = read_paper(folder)
         if failed := _failed(folder, base): paper['notices'].append(failed)
-        if (folder/'notebook.ipynb').is_file():
-            try: notebook_page(folder/'notebook.ipynb')
-            except ValueError: paper['notices'].append('notebook.ipynb cannot be shown as a page: it is not a complete notebook.')
+        paper['notices'] += _write_page(folder)
         profiles.setdefault(folder.parent.name, []).append(_linked(paper, folder, base))
     html = _fill('report.html.j2', profiles=profiles, choices=choices, notices=notices, class_of=CLASS, shape=SHAPE, says=SAYS, headings=HEADINGS, signed=signed)
     return write_file(out/'index.html', html)

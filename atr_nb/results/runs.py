@@ -96,7 +96,7 @@ class Workbench:
         return Pairs(*inputs, clips.clip_of_caption, clips)
 
     def frames(self)->dict: # options that every method which compares frames takes
-        "Where encoders are frozen: pairs of frames averaged (0.37 s for aisfx), and a Transformer layer, since frozen frames know nothing of their neighbours."
+        "Where encoders are frozen, pairs of frames are averaged, and a Transformer layer lets them know their neighbours."
         return {} if self.settings.finetune else dict(stride=2, context=1)
 
     def model(self, method:str, options:dict, seed:int)->RetrievalModel:
@@ -109,12 +109,12 @@ class Workbench:
 
     def recipe(self,
         epochs:int|None=None, # None: as many as the settings say
-        lr:float|None=None, # None: the learning rate of the settings
+        rate:float=1, # times the learning rate of the settings
         **changes, # of the recipe: batch_size, patience, ...
         )->Recipe:
         "The settings' recipe: one stage, everything trainable, random batches."
         s = self.settings
-        stage = Stage(s.epochs, lr=lr or s.learning_rate, lr_step=s.lr_step, schedule=s.schedule).over(epochs or s.epochs)
+        stage = Stage(s.epochs, lr=rate * s.learning_rate, lr_step=s.lr_step, schedule=s.schedule).over(epochs or s.epochs)
         return Recipe(**({'stages': (stage,), 'batch_size': s.batch_size, 'patience': s.patience} | changes))
 
 # %% ../../nbs/results/70_runs.ipynb #750e1041
@@ -254,7 +254,12 @@ class Lab(Records):
     "Makes the runs of one paper, never the same run twice."
     def __init__(self, settings:Settings, paper:str):
         super().__init__(settings, paper)
-        self._benches, self._tried = {}, set() # run -> the workbench it was made on; files of the trials asked for
+        self._benches, self._asked = {}, set() # run or trial -> the workbench it was made on; what was asked for
+
+    def _anew(self, folder:Path)->bool: # whether `force` asks for this run or trial to be made again, which it does once
+        first = folder.name not in self._asked
+        self._asked.add(folder.name)
+        return self.settings.force and first
 
     def bench(self, record:dict)->Workbench: return self._benches.get(record['run'].partition('-')[0], self) # where the run was made
 
@@ -285,7 +290,7 @@ class Lab(Records):
         opened = self._opened(('train', 'val', 'test'), dataset, seed, method, options, recipe, samplers, extra, bench)
         folder = opened[1]
         with FileLock(folder/'lock'):
-            _ensure_run(*opened, force=self.settings.force and folder.name not in self._ranks) # once
+            _ensure_run(*opened, force=self._anew(folder))
             record = load_json(folder/'record.json')
             self._ranks[folder.name] = load_arrays(folder/'ranks.npz')
         return self._note(table, row, record)
@@ -299,10 +304,9 @@ def trial(self:Lab,
     )->dict: # run, dataset, score and metrics on validation, seconds; failed: why, if the loss ran away
     "Train, or find what was trained before, and say how it does on the validation split. The test split is not opened."
     opened = self._opened(('train', 'val'), dataset, seed, **what)
-    file = opened[1]/'trial.json'
-    with FileLock(file.with_name('lock')):
-        if self.settings.force and file not in self._tried: _forget(opened[1]) # once
-        self._tried.add(file)
+    folder, file = opened[1], opened[1]/'trial.json'
+    with FileLock(folder/'lock'):
+        if self._anew(folder): _forget(folder)
         if not intact(file, load_json): save_json(file, _try(*opened))
     return load_json(file)
 

@@ -4,7 +4,6 @@
 
 # %% ../../nbs/training/56_captioner.ipynb #42a343e8
 from __future__ import annotations
-import csv
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from torch import nn, Tensor
 from tqdm import tqdm
 from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTokenizerFast
 from ..data.batches import Pairs, RandomBatches, Tokens
-from ..data.datasets import Clips
+from ..data.datasets import Clips, read_table
 from ..data.scenes import events, understand
 from ..encoders.tower import merge_tokens
 from ..files import code_hash, hash_json, intact, load_json, save_json
@@ -42,7 +41,8 @@ class Vocabulary:
         tokenizer = Tokenizer(WordLevel({w: k for k, w in enumerate((*SPECIAL, *words))}, unk_token='<unk>'))
         tokenizer.pre_tokenizer = Whitespace()
         tokenizer.post_processor = TemplateProcessing(single='$A </s>', special_tokens=[('</s>', 2)])
-        self._fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token='<pad>', bos_token='<s>', eos_token='</s>', unk_token='<unk>')
+        named = dict(zip(('pad_token', 'bos_token', 'eos_token', 'unk_token'), SPECIAL))
+        self._fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named)
 
     def __len__(self)->int: return len(self._fast)
 
@@ -68,8 +68,8 @@ class Captioner(nn.Module):
         self.encoder, self.words, self.stride, self.longest = audio, words, stride, longest
         self.project = nn.Sequential(nn.LayerNorm(audio.width), nn.Linear(audio.width, width))
         self.bart = BartForConditionalGeneration(BartConfig(
-            vocab_size=len(words), d_model=width, encoder_layers=1, decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=4,
-            encoder_ffn_dim=2*width, decoder_ffn_dim=2*width, max_position_embeddings=512, scale_embedding=True,
+            vocab_size=len(words), d_model=width, encoder_layers=1, decoder_layers=2,
+            encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=2*width, decoder_ffn_dim=2*width, max_position_embeddings=512, scale_embedding=True,
             pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1, forced_eos_token_id=None))
 
     def encode_audio(self, x:Tensor, mask:Tensor|None=None)->Encoded: # frames of the Transformer's width
@@ -86,7 +86,8 @@ class Captioner(nn.Module):
     @torch.no_grad()
     def say(self, audio:Encoded, beams:int=3)->list[str]: # a sentence for each clip
         "Beam search."
-        ids = self.bart.generate(inputs_embeds=audio.tokens, attention_mask=audio.mask.long(), num_beams=beams, max_new_tokens=self.longest)
+        ids = self.bart.generate(inputs_embeds=audio.tokens, attention_mask=audio.mask.long(), num_beams=beams,
+                                 max_new_tokens=self.longest)
         return self.words.text(ids)
 
 # %% ../../nbs/training/56_captioner.ipynb #a46dbcac
@@ -106,8 +107,8 @@ def train_captioner(
     device:str='auto',
     )->tuple[Captioner, dict]: # in eval mode; identity, losses by epoch
     "Train a captioner on a training split, or take up the one that was. [inferred: the paper's captioner is unknown]"
-    identity = dict(data=train.clips.manifest_hash, audio=audio.fingerprint(), seed=seed, batch_size=batch_size, stage=repr(stage),
-                    code=code_hash('atr_nb.training.captioner'))
+    identity = dict(data=train.clips.manifest_hash, audio=audio.fingerprint(), seed=seed, batch_size=batch_size,
+                    stage=repr(stage), code=code_hash('atr_nb.training.captioner'))
     name = hash_json(identity)[:16]
     home = folder/f'captioner-{name}'
     torch.manual_seed(seed)
@@ -121,7 +122,8 @@ def train_captioner(
         save_json(home/'captioner.json', dict(name=name, identity=identity, losses=losses))
     return load_weights(home/'captioner.safetensors', model, name).eval(), load_json(home/'captioner.json')
 
-def _train(model:Captioner, train:Pairs, valid:Pairs, stage:Stage, batch_size:int, seed:int, accelerator)->list[dict]: # losses by epoch
+def _train(model:Captioner, train:Pairs, valid:Pairs, stage:Stage, batch_size:int, seed:int, accelerator)->list[dict]:
+    "The losses of each epoch."
     draw = RandomBatches(len(train), min(batch_size, len(train)), seed)
     watched = list(torch.arange(len(valid)).split(256))
     adam = torch.optim.Adam(model.parameters(), lr=stage.lr, fused=True)
@@ -129,7 +131,8 @@ def _train(model:Captioner, train:Pairs, valid:Pairs, stage:Stage, batch_size:in
     with tqdm(total=stage.epochs * len(draw), desc='captioner', leave=False, disable=None) as bar:
         for epoch in range(stage.epochs):
             batches = map(train.batch, draw.batches(epoch))
-            learned = train_epoch(model, batches, optimizer, 2., accelerator, f'captioner, epoch {epoch + 1}', bar, scheduler)
+            where = f'captioner, epoch {epoch + 1}'
+            learned = train_epoch(model, batches, optimizer, 2., accelerator, where, bar, scheduler)
             losses.append(dict(train=learned['loss'], valid=loss_on(model, valid, watched)['loss']))
     return losses
 
@@ -146,8 +149,10 @@ def say_all(
     said = load_json(file)['said'] if intact(file, load_json) else []
     device, model = next(model.parameters()).device, model.eval()
     todo = torch.arange(len(said), len(pairs.audio)).split(batch_size)
-    for k, rows in enumerate(tqdm(todo, desc=f'captions of {pairs.clips.name}, {pairs.clips.split}', leave=False, disable=None), 1):
-        said += model.say(model.encode_audio(*(x.to(device) for x in pairs.audio.gather(rows))), beams)
+    what = f'captions of {pairs.clips.name}, {pairs.clips.split}'
+    for k, rows in enumerate(tqdm(todo, desc=what, leave=False, disable=None), 1):
+        x, mask = pairs.audio.gather(rows)
+        said += model.say(model.encode_audio(x.to(device), mask.to(device)), beams)
         if k % 4 == 0 or k == len(todo): save_json(file, dict(said=said))
     return said
 
@@ -163,7 +168,8 @@ class Captions:
 
     def __post_init__(self):
         empty = [clip for clip, caption in self.said.items() if not caption.strip()]
-        if empty: raise ValueError(f'captioner {self.captioner}: the caption of clip {empty[0]!r} is empty ({len(empty)} such); leave no clip without words')
+        if empty: raise ValueError(f'captioner {self.captioner}: the caption of clip {empty[0]!r} is empty '
+                                   f'({len(empty)} such); leave no clip without words')
 
     @property
     def fingerprint(self)->str: return hash_json([self.captioner, self.dataset, self.said])[:16]
@@ -173,13 +179,17 @@ class Captions:
         return f"captioner has seen {', '.join(self.seen)}" if self.allow_seen and set(self.seen) & {'val', 'test'} else ''
 
     def of(self, clips:Clips)->list[str]: # in the order of the clips
-        "The captions of a split. ValueError for another dataset, a clip without a caption, or a split that the captioner must not have seen."
+        "The captions of a split. ValueError for another dataset, a clip without one, or a split that was seen."
         who = f'captioner {self.captioner}'
-        if clips.name != self.dataset: raise ValueError(f'{who} described {self.dataset}, not {clips.name}; give captions of the same dataset')
+        if clips.name != self.dataset:
+            raise ValueError(f'{who} described {self.dataset}, not {clips.name}; give captions of the same dataset')
         if clips.split != 'train' and clips.split in self.seen and not self.allow_seen:
-            raise ValueError(f'{who} has seen the {clips.split} split, so its captions give the answers away; use another, or say allow_seen=True, which the tables will show')
+            raise ValueError(f'{who} has seen the {clips.split} split, so its captions give the answers away; '
+                             'use another, or say allow_seen=True, which the tables will show')
         missing = [clip for clip in clips.ids if clip not in self.said]
-        if missing: raise ValueError(f'{who}: no caption for clip {missing[0]!r} of {clips.name}, {clips.split} ({len(missing)} such)')
+        if missing:
+            raise ValueError(f'{who}: no caption for clip {missing[0]!r} of {clips.name}, {clips.split} '
+                             f'({len(missing)} such)')
         return [self.said[clip] for clip in clips.ids]
 
 def load_captions(
@@ -189,18 +199,21 @@ def load_captions(
     seen:tuple[str, ...]=('train',), # splits that the captioner was trained on
     allow_seen:bool=False, # see `Captions`
     )->Captions:
-    "The captions of any captioner. ValueError naming file and line for a clip that nobody knows, one that comes twice, or a line that cannot be read."
-    lines, known = Path(file).read_text(encoding='utf-8-sig').splitlines(), set(known)
-    said = {}
-    try: rows = list(csv.DictReader(lines)) if Path(file).suffix == '.csv' else [json.loads(line) for line in lines if line.strip()]
-    except (csv.Error, ValueError) as e: raise ValueError(f'{file} cannot be read ({e}); give CSV with the columns clip and caption, or JSON lines with these keys') from e
+    "The captions of any captioner. ValueError naming file and row for an unknown clip, one that comes twice, or no caption."
+    file, known, said = Path(file), set(known), {}
+    how = 'give CSV with the columns clip and caption, or JSON lines with these keys'
+    try: rows = read_table(file).to_dict('records') if file.suffix == '.csv' else _json_lines(file)
+    except ValueError as e: raise ValueError(f'{file} cannot be read ({e}); {how}') from e
     for n, row in enumerate(rows, 1):
         try: clip, caption = row['clip'], row['caption'] or ''
-        except (KeyError, TypeError): raise ValueError(f'{file}, row {n}: no clip and caption; give CSV with these columns, or JSON lines with these keys') from None
+        except (KeyError, TypeError): raise ValueError(f'{file}, row {n}: no clip and caption; {how}') from None
         if clip not in known: raise ValueError(f'{file}, row {n}: {dataset} has no clip {clip!r}')
         if clip in said: raise ValueError(f'{file}, row {n}: clip {clip!r} comes twice')
         said[clip] = caption
-    return Captions(Path(file).stem, dataset, said, seen, allow_seen)
+    return Captions(file.stem, dataset, said, seen, allow_seen)
+
+def _json_lines(file:Path)->list:
+    return [json.loads(line) for line in file.read_text(encoding='utf-8-sig').splitlines() if line.strip()]
 
 # %% ../../nbs/training/56_captioner.ipynb #95f70cff
 def bleu(said:list[str], captions:list[list[str]])->float: # 0 to 100

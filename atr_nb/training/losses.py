@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['LOSSES', 'nt_xent', 'triplet_sum', 'triplet_max', 'triplet_weighted', 'named', 'nt_xent_of']
+__all__ = ['LOSSES', 'nt_xent', 'triplet_sum', 'triplet_max', 'triplet_weighted', 'named', 'score_of', 'nt_xent_of']
 
 # %% ../../nbs/training/50_losses.ipynb #449cd319
 def _prepared(similarity:Tensor, clip_ids:Tensor|None)->tuple[Tensor, Tensor]: # similarity in float32 or 64, and True at negatives, both (B, B)
@@ -101,6 +101,12 @@ def named(
         if name not in there: raise ValueError(f"{method}: {what} {name!r} is unknown; there is: {', '.join(there)}")
     return tuple(given)
 
+def score_of(
+    levels:dict[str, Tensor], # name -> similarities
+    )->Tensor: # of the same shape
+    "The score of a comparison at several levels: their mean."
+    return sum(levels.values()) / len(levels)
+
 def nt_xent_of(
     levels:dict[str, Tensor], # name -> similarities of a batch (B, B)
     carried:tuple, # what carries a loss: names of levels, or 'score' for their mean
@@ -108,6 +114,6 @@ def nt_xent_of(
     clip_ids:Tensor|None=None, # (B,)
     )->dict: # 'loss', the sum, and each loss under its name
     "NT-Xent of some levels of a comparison, of their mean, or both."
-    levels = levels | {'score': sum(levels.values()) / len(levels)}
+    levels = levels | {'score': score_of(levels)}
     each = {name: nt_xent(levels[name], temperature, clip_ids) for name in carried}
     return {'loss': sum(each.values())} | each

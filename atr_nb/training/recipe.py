@@ -12,7 +12,8 @@ from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, StepLR
 
 # %% auto #0
-__all__ = ['SCHEDULES', 'MONITORS', 'Stage', 'learning_rates', 'Recipe', 'parts', 'selected', 'apply_stage', 'check_recipe']
+__all__ = ['SCHEDULES', 'MONITORS', 'Stage', 'learning_rates', 'recall_score', 'Recipe', 'parts', 'selected', 'apply_stage',
+           'check_recipe']
 
 # %% ../../nbs/training/51_recipe.ipynb #74f70dee
 SCHEDULES = ('steps', 'one-cycle')
@@ -72,6 +73,14 @@ def learning_rates(
 # %% ../../nbs/training/51_recipe.ipynb #b1d01340
 MONITORS = {'both': ('t2a', 'a2t'), 't2a': ('t2a',)} # which directions choose the best checkpoint
 
+def recall_score(
+    metrics:dict, # of `retrieval_metrics`, in percent
+    monitor:str='both', # one of MONITORS
+    )->float: # 0 to 300
+    "R@1 + R@5 + R@10, averaged over the monitored directions."
+    ways = MONITORS[monitor]
+    return sum(metrics[f'{way}_r{k}'] for way in ways for k in (1, 5, 10)) / len(ways)
+
 @dataclass(frozen=True)
 class Recipe:
     "A training schedule: stages run one after the other, each from the best weights of the one before."
@@ -91,9 +100,8 @@ class Recipe:
         _require(self, 'monitor', self.monitor in MONITORS, f'one of {", ".join(MONITORS)}')
 
     def score(self, metrics:dict)->float: # of `retrieval_metrics`, in percent
-        "The number that the best checkpoint maximises: R@1 + R@5 + R@10, averaged over the monitored directions (0-300)."
-        ways = MONITORS[self.monitor]
-        return sum(metrics[f'{way}_r{k}'] for way in ways for k in (1, 5, 10)) / len(ways)
+        "The number that the best checkpoint maximises (0-300)."
+        return recall_score(metrics, self.monitor)
 
 # %% ../../nbs/training/51_recipe.ipynb #375a64ec
 def parts(
