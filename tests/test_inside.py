@@ -5,7 +5,7 @@ import numpy as np, pandas as pd, pytest, torch
 from atr_nb.data.batches import Pairs
 from atr_nb.data.datasets import Clips, Lengthened
 from atr_nb.data.scenes import RATE, Scenes, events, understand
-from atr_nb.evaluation.scoring import encode_all, score_all
+from atr_nb.evaluation.scoring import encode_all, level_scores, score_all
 from atr_nb.methods.mgrl import MGRL
 from atr_nb.encoders.tower import Precomputed
 from atr_nb.results import cost, hearing, levels
@@ -91,7 +91,7 @@ def test_scores_of_a_level_are_those_of_a_model_with_that_grain_only():
     for g in model.grains:
         alone = MGRL(*encoders, width=16, grains=(g,)).eval()
         if g != 'clip-sentence': alone.load_state_dict(model.state_dict()) # the same parts
-        scores = levels.level_scores(model, pairs, {g: lambda audio, text: model.grain(g, audio, text)})[g]
+        scores = level_scores(model, pairs, {g: lambda audio, text: model.grain(g, audio, text)})[g]
         model.grains, every = (g,), model.grains
         assert torch.equal(scores, score_all(model, *encode_all(model, pairs)))
         model.grains = every
