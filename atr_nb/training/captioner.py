@@ -20,7 +20,7 @@ from ..data.batches import Pairs, RandomBatches, Tokens
 from ..data.datasets import Clips, read_table
 from ..data.scenes import events, understand
 from ..encoders.tower import merge_tokens
-from ..files import code_hash, hash_json, intact, load_json, save_json
+from ..files import code_hash, hash_json, intact, load_json, save_json, weights_hash
 from ..model import Encoded, Encoder
 from .checkpoints import load_weights, save_weights
 from .recipe import Stage
@@ -145,7 +145,8 @@ def say_all(
     batch_size:int=64, # clips at a time
     )->list[str]: # a sentence for each clip
     "What a captioner says of every clip, kept in a file for each split."
-    file = home/f'{pairs.clips.name}-{pairs.clips.split}-{pairs.clips.sound_hash[:12]}.json'
+    decides = [pairs.clips.sound_hash, weights_hash('captioner', model), beams, code_hash('atr_nb.training.captioner')]
+    file = home/f'{pairs.clips.name}-{pairs.clips.split}-{hash_json(decides)[:16]}.json'
     said = load_json(file)['said'] if intact(file, load_json) else []
     device, model = next(model.parameters()).device, model.eval()
     todo = torch.arange(len(said), len(pairs.audio)).split(batch_size)
