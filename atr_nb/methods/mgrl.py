@@ -56,7 +56,8 @@ Method = MGRL # what `create('mgrl', ...)` builds
 @patch
 def _for_grain(self:MGRL, name:str, text:Encoded)->Encoded: # the captions as this grain sees them
     if name not in self.heads: return text
-    return unit(Encoded(text.pooled @ self.heads[name], text.tokens @ self.heads[name], text.mask))
+    words = text.tokens @ self.heads[name] if name.endswith('word') else None # a grain of sentences reads no words
+    return unit(Encoded(text.pooled @ self.heads[name], words, text.mask))
 
 @patch
 def grain(self:MGRL, name:str, audio:Encoded, text:Encoded)->Tensor: # (clips, captions), between -1 and 1
