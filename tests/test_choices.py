@@ -5,6 +5,7 @@ import pytest
 
 from atr_nb.methods.baseline import Baseline
 from atr_nb.methods.cmlf import SHARES
+from atr_nb.methods.hci_ac import HCI
 from atr_nb.methods.mgrl import MGRL
 from atr_nb.results.choices import choices_of, chosen, declaring, first_written
 from atr_nb.results.experiment import mined
@@ -21,11 +22,14 @@ def test_what_was_chosen_is_one_of_the_values(method):
     assert all(values[name] in choices_of(method)[name] for name in values)
 
 
-def test_the_winner_is_the_default():
+@pytest.mark.parametrize('method, of', [('mgrl', MGRL), ('hci_ac', HCI)])
+def test_the_winner_is_the_default(method, of):
     "Of the methods; the baseline stays as it was published, and a learning rate belongs to a profile"
-    values = chosen(load('embedded'), 'mgrl')
-    of_mgrl = defaults(MGRL)
-    assert {name: of_mgrl[name] for name in values if name != 'learning_rate'} == {n: v for n, v in values.items() if n != 'learning_rate'}
+    values = {name: value for name, value in chosen(load('embedded'), method).items() if name != 'learning_rate'}
+    assert values and values == {name: defaults(of)[name] for name in values}
+
+
+def test_the_winning_curriculum_is_the_default():
     values, of_mining = chosen(load('embedded'), 'cmlf'), defaults(mined)
     assert (of_mining['which'], of_mining['guard'], SHARES) == (values['which'], values['guard'], values['shares'])
 

@@ -106,7 +106,7 @@ def test_a_sentence_does_not(package, parts, module):
 
 def test_every_module_that_can_change_a_number_is_tried():
     aside = 'settings cli pages files figures notebooks __init__ _modidx results.tables results.report results.published results.experiment '
-    aside += 'results.cost results.hearing results.levels results.compare results.choices '
+    aside += 'results.auxiliary results.cost results.hearing results.levels results.compare results.choices '
     aside += 'training.checks evaluation.significance methods.__init__ '
     aside += 'methods.baseline methods.cmlf methods.hci_ac alignment.segments training.captioner encoders.patches' # those of other runs
     modules = {'.'.join(p.relative_to(ROOT/'atr_nb').with_suffix('').parts) for p in (ROOT/'atr_nb').rglob('*.py')}

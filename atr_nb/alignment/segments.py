@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
-from ..encoders.tower import Reader, merge_tokens
+from ..encoders.tower import Reader
 from ..model import mask_of
 
 # %% auto #0
@@ -80,15 +80,18 @@ class Grouping(nn.Module):
         self.neighbours = nn.Conv1d(width, width, 3, padding=1) if how == 'convolution' else None
         self.reader = Reader(width)
 
+    def members(self, tokens:Tensor, mask:Tensor|None=None)->Tensor: # (B, T), from 0
+        "The group that each token belongs to."
+        mask = mask_of(tokens, mask)
+        if self.how == 'clusters': return density_peaks(tokens, mask, -(-mask.sum(1) // self.size))
+        return (torch.arange(tokens.shape[1], device=tokens.device) // self.size).expand(len(tokens), -1)
+
     def groups(self, tokens:Tensor, mask:Tensor)->tuple[Tensor, Tensor]: # (B, groups, width), (B, groups)
         "The groups before they look at the tokens again."
-        if self.how == 'clusters':
-            counts = -(-mask.sum(1) // self.size)
-            return merge_clusters(tokens, mask, density_peaks(tokens, mask, counts))
         if self.neighbours is not None:
             alone = tokens.masked_fill(~mask[..., None], 0) # padding is no neighbour
             tokens = tokens + F.gelu(self.neighbours(alone.transpose(1, 2)).transpose(1, 2))
-        return merge_tokens(tokens, mask, self.size)
+        return merge_clusters(tokens, mask, self.members(tokens, mask))
 
     def forward(self,
         tokens:Tensor, # (B, T, width)

@@ -54,6 +54,9 @@ class CoAttention(nn.Module):
 # %% ../../nbs/methods/63_hci_ac.ipynb #e48d230e
 class HCI(TwoTower):
     "Hierarchical cross-modal interaction. [paper: abstract only; built from its probable ancestors]"
+    choices = dict(segments=('windows', 'clusters'), phrases=('convolution', 'windows', 'clusters'), size=(4, 2),
+                   aggregation=(None, 'max', 'gpo'), losses=(None, ('score',)), learning_rate=(1, .5, 2))
+
     def __init__(self,
         audio:Encoder, # of sound, or `Precomputed` for cached features
         text:Encoder, # of words, likewise

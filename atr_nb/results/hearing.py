@@ -73,13 +73,14 @@ def on_its_sound(scenes:list[Heard])->pd.DataFrame: # a row per caption
 # %% ../../nbs/results/76_hearing.ipynb #b8c87110
 def hearing_figure(
     levels:dict[str, Heard]|Heard, # of one scene; name of the level -> weights there
+    what:str='weight', # of the curves' axis
     ): # a matplotlib figure
     "Draw how captions weigh the frames of a scene."
     import matplotlib.pyplot as plt
     levels = levels if isinstance(levels, dict) else {'': levels}
     fig, axes = plt.subplots(len(levels), figsize=(8, 3 * len(levels)), squeeze=False, layout='constrained')
     for ax, (name, h) in zip(axes[:, 0], levels.items()):
-        sound_figure(h.wave, RATE, h.weights, h.edges, h.spans, ax=ax)
+        sound_figure(h.wave, RATE, h.weights, h.edges, h.spans, what, ax=ax)
         ax.set_title(name, fontsize=9)
     return fig
 

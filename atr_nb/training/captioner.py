@@ -27,11 +27,12 @@ from .recipe import Stage
 from .trainer import accelerator_for, loss_on, train_epoch
 
 # %% auto #0
-__all__ = ['SPECIAL', 'STAGE', 'Vocabulary', 'Captioner', 'train_captioner', 'say_all', 'Captions', 'load_captions', 'bleu',
-           'events_recovered', 'nearest_sentences']
+__all__ = ['SPECIAL', 'NO_WORDS', 'STAGE', 'Vocabulary', 'Captioner', 'train_captioner', 'say_all', 'Captions', 'load_captions',
+           'bleu', 'events_recovered', 'nearest_sentences']
 
 # %% ../../nbs/training/56_captioner.ipynb #0c76dd47
 SPECIAL = '<pad>', '<s>', '</s>', '<unk>'
+NO_WORDS = [0, 1, 3] # those of them that a sentence does not have
 
 class Vocabulary:
     "The words of some captions: text to numbers and back."
@@ -85,9 +86,9 @@ class Captioner(nn.Module):
 
     @torch.no_grad()
     def say(self, audio:Encoded, beams:int=3)->list[str]: # a sentence for each clip
-        "Beam search."
+        "Beam search; a word at least."
         ids = self.bart.generate(inputs_embeds=audio.tokens, attention_mask=audio.mask.long(), num_beams=beams,
-                                 max_new_tokens=self.longest)
+                                 min_new_tokens=1, max_new_tokens=self.longest, suppress_tokens=NO_WORDS)
         return self.words.text(ids)
 
 # %% ../../nbs/training/56_captioner.ipynb #a46dbcac
@@ -149,7 +150,8 @@ def say_all(
     file = home/f'{pairs.clips.name}-{pairs.clips.split}-{hash_json(decides)[:16]}.json'
     said = load_json(file)['said'] if intact(file, load_json) else []
     device, model = next(model.parameters()).device, model.eval()
-    todo = torch.arange(len(said), len(pairs.audio)).split(batch_size)
+    n = len(pairs.audio)
+    todo = [torch.arange(k, min(k + batch_size, n)) for k in range(len(said), n, batch_size)]
     what = f'captions of {pairs.clips.name}, {pairs.clips.split}'
     for k, rows in enumerate(tqdm(todo, desc=what, leave=False, disable=None), 1):
         x, mask = pairs.audio.gather(rows)
