@@ -2,6 +2,7 @@
 import ast
 import filecmp
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -129,3 +130,12 @@ def test_more_words_than_code(path):
     lines = sum(bool(l.strip()) and not l.startswith('#|') for c in exported(path) for l in c.source.splitlines())
     assert words > 1.5 * lines and len(cells(path)) <= 80
     assert any(c.outputs for c in cells(path, 'code')), 'stored outputs are part of the page: run it'
+
+
+@pytest.mark.parametrize('given, found', [({}, '1000'), ({'GOMP_SPINCOUNT': '7'}, '7')])
+def test_threads_that_wait_go_to_sleep(given, found):
+    "So that two programs on the same cores take twice as long, and not fifty times; whoever knows better is left alone"
+    env = {k: v for k, v in os.environ.items() if k != 'GOMP_SPINCOUNT'} | given
+    said = subprocess.run([sys.executable, '-c', 'import atr_nb, os; print(os.environ["GOMP_SPINCOUNT"])'],
+                          env=env, capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == found

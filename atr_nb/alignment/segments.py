@@ -20,7 +20,8 @@ def _denser(rho:Tensor, mask:Tensor)->Tensor: # (B, T) -> (B, T, T)
     equal = (rho[:, None] == rho[..., None]) & (place < place[:, None])
     return ((rho[:, None] > rho[..., None]) | equal) & mask[:, None]
 
-def _peaks(distance:Tensor, mask:Tensor, nearest:int)->Tensor: # (B, T, T), (B, T) -> rho times delta (B, T), -1 at padding
+def _peaks(distance:Tensor, mask:Tensor, nearest:int)->Tensor: # rho times delta (B, T), -1 at padding
+    "Of distances (B, T, T), inf where a token is padding."
     near = distance.topk(min(nearest, distance.shape[1]), largest=False).values # inf where a row has fewer tokens
     there = near.isfinite()
     rho = (-near.masked_fill(~there, 0).square().sum(2) / there.sum(2).clamp(min=1)).exp()
@@ -75,7 +76,7 @@ class Grouping(nn.Module):
         super().__init__()
         if how not in GROUPINGS: raise ValueError(f"Grouping: {how!r} is unknown; use one of {', '.join(GROUPINGS)}")
         if size < 1:
-            raise ValueError(f'Grouping: size={size}, which would be more groups than tokens; a group needs at least one')
+            raise ValueError(f'Grouping: size={size}, so more groups than tokens; a group needs at least one token')
         self.how, self.size = how, size
         self.neighbours = nn.Conv1d(width, width, 3, padding=1) if how == 'convolution' else None
         self.reader = Reader(width)

@@ -30,7 +30,8 @@ def _grouped(e:Encoded, by:Grouping|None)->Encoded: # the same with its groups a
 def _level(e:Encoded)->Encoded: # its groups as tokens
     return Encoded(e.pooled, e.levels[0], e.levels[0].any(2))
 
-def segment_phrase(audio:Encoded, text:Encoded)->Tensor: return late_interaction(_level(audio), _level(text)) # (clips, captions)
+def segment_phrase(audio:Encoded, text:Encoded)->Tensor: # (clips, captions)
+    return late_interaction(_level(audio), _level(text))
 
 LEVELS = {'clip-sentence': clip_sentence, 'segment-phrase': segment_phrase, 'frame-word': late_interaction}
 
@@ -57,16 +58,16 @@ class HCI(TwoTower):
     choices = dict(segments=('windows', 'clusters'), phrases=('convolution', 'windows', 'clusters'), size=(4, 2),
                    aggregation=(None, 'max', 'gpo'), losses=(None, ('score',)), learning_rate=(1, .5, 2))
 
-    def __init__(self,
+    def __init__(self, # groups, their size, pooling and losses: trial 5 of reports/embedded/choices
         audio:Encoder, # of sound, or `Precomputed` for cached features
         text:Encoder, # of words, likewise
         width:int=1024, # of the joint space
         levels:tuple=tuple(LEVELS), # of `LEVELS`; their mean is the score
-        segments:str='windows', # how frames are grouped, one of `alignment.segments.GROUPINGS`
-        phrases:str='convolution', # how words are grouped
-        size:int=4, # tokens in a group
-        aggregation:str|None=None, # pooling of clip and sentence behind the heads; None: the encoders', in front of them
-        losses:tuple|None=None, # what carries a loss: levels, or 'score' for their mean; None: each level
+        segments:str='clusters', # how frames are grouped, one of `alignment.segments.GROUPINGS`
+        phrases:str='clusters', # how words are grouped
+        size:int=2, # tokens in a group
+        aggregation:str|None='gpo', # pooling of clip and sentence behind the heads; None: the encoders', before them
+        losses:tuple|None=('score',), # what carries a loss: levels, or 'score' for their mean; None: each level
         temperature:float=0.07, # of NT-Xent
         context:int=1, # layers of self-attention over the frames; words come out of some
         stride:int=1, # neighbouring frames averaged into one
@@ -78,10 +79,11 @@ class HCI(TwoTower):
             raise ValueError(f'HCI: fusion={fusion}, but a weight of the caption in the score is between 0 and 1')
         levels = named('HCI', 'level', levels, LEVELS)
         losses = named('HCI', 'loss', levels if losses is None else losses, (*levels, 'score'))
-        def tower(encoder:Encoder, **how)->Tower: # tokens only where a level needs them
-            pool = pooling(aggregation, width) if aggregation else None
-            return Tower(encoder, width, tokens=interaction or levels != ('clip-sentence',), pool=pool, **how)
-        super().__init__(tower(audio, context=context, stride=stride), tower(text))
+        def tower(encoder:Encoder, how:str|None, **frames)->Tower: # tokens only where a level needs them
+            pool = pooling(how, width) if how else None
+            return Tower(encoder, width, tokens=interaction or levels != ('clip-sentence',), pool=pool, **frames)
+        of_clips = None if interaction else aggregation # frames that have read a caption are pooled afterwards
+        super().__init__(tower(audio, of_clips, context=context, stride=stride), tower(text, aggregation))
         self.widths, self.fusion, self.matching = (audio.width, text.width), fusion, matching
         self.together = CoAttention(width) if interaction else None
         self.enhanced = pooling(aggregation or 'mean+max', width) if interaction else None

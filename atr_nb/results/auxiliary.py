@@ -4,6 +4,7 @@
 
 # %% ../../nbs/results/75_auxiliary.ipynb #83c12c34
 from __future__ import annotations
+from collections.abc import Callable
 from dataclasses import replace
 import numpy as np
 import torch
@@ -15,12 +16,11 @@ from ..encoders.tower import Precomputed
 from ..evaluation.scoring import evaluate
 from ..files import code_hash
 from ..methods.hci_ac import fusion_curve
-from .experiment import Row
 from .runs import Lab, Workbench
 from ..training.captioner import Captions, say_all, train_captioner
 
 # %% auto #0
-__all__ = ['SPLITS', 'describe', 'shuffled', 'truth', 'Captioned', 'fuse']
+__all__ = ['SPLITS', 'describe', 'shuffled', 'perfect', 'Captioned', 'fuse']
 
 # %% ../../nbs/results/75_auxiliary.ipynb #7f7ee39e
 SPLITS = 'train', 'val', 'test'
@@ -29,17 +29,17 @@ def describe(
     bench:Workbench, # with frozen encoders
     dataset:str,
     seed:int=0, # of the captioner's training
-    )->tuple[Captions, dict]: # what it says of every clip; its identity, and its losses by epoch
+    )->tuple[Captions, dict]: # what it says of every clip; its identity, seconds of training, losses by epoch
     "Train a captioner on the training split, or take up the one that was, and let it describe the whole dataset."
-    folder, audio = bench.settings.runs, bench.encoders[0]
+    s, audio = bench.settings, bench.encoders[0]
     train, valid = (bench.pairs(dataset, split) for split in ('train', 'val'))
-    model, about = train_captioner(Precomputed(audio.width, audio.how), train, valid, folder, seed,
-                                   device=bench.settings.device)
+    model, about = train_captioner(Precomputed(audio.width, audio.how), train, valid, s.runs, seed, device=s.device,
+                                   made_by=audio.fingerprint(), force=s.force)
     said = {}
     for split in SPLITS:
         pairs = bench.pairs(dataset, split)
-        said |= zip(pairs.clips.ids, say_all(model, pairs, folder/f"captioner-{about['name']}"))
-    return Captions('ours', dataset, said), about
+        said |= zip(pairs.clips.ids, say_all(model, pairs, s.runs/f"captioner-{about['name']}"))
+    return Captions('ours', train.clips.name, said, seen=('train',)), about
 
 # %% ../../nbs/results/75_auxiliary.ipynb #aca8de17
 def shuffled(
@@ -55,13 +55,13 @@ def shuffled(
         said |= {clips.ids[i]: own[j] for i, j in zip(order, np.roll(order, 1))}
     return replace(captions, captioner=f'{captions.captioner}, shuffled', said=said)
 
-def truth(splits:list[Scenes])->Captions:
+def perfect(splits:list[Scenes])->Captions:
     "What a perfect captioner would say of scenes. ValueError for other datasets."
     if not all(hasattr(clips, 'descriptions') for clips in splits):
         raise ValueError(f'{splits[0].name}: nobody knows what is in these clips but for the captions that are the '
                          'queries; only scenes can have a perfect captioner')
     said = {clip: _another(clips, i) for clips in splits for i, clip in enumerate(clips.ids)}
-    return Captions('perfect', splits[0].name, said)
+    return Captions('perfect', splits[0].name, said, seen=('train',))
 
 def _another(clips:Scenes, i:int, tries:int=30)->str: # a caption that the scene does not have yet, if one is found
     rng = np.random.default_rng([i, len(clips)])
@@ -86,15 +86,17 @@ class Captioned(Workbench):
     def encoders(self)->tuple: return self._plain.encoders
 
     def pairs(self, dataset:str, split:str)->Pairs:
-        if (dataset, split) not in self._splits: self._splits[dataset, split] = self._with(self._plain.pairs(dataset, split))
+        if (dataset, split) not in self._splits:
+            self._splits[dataset, split] = self._with(dataset, self._plain.pairs(dataset, split))
         return self._splits[dataset, split]
 
-    def _with(self, plain:Pairs)->Pairs: # the same with what was said
+    def _with(self, dataset:str, plain:Pairs)->Pairs: # the same with what was said
         clips = plain.clips
         more = self.augment and clips.split == 'train'
         if not (more or self.beside): return plain
-        if clips.name not in self.captions: raise ValueError(f'no auxiliary captions of {clips.name}; give some for each dataset')
-        said = self.captions[clips.name].of(clips)
+        if dataset not in self.captions:
+            raise ValueError(f'no auxiliary captions of {dataset}; give some for each dataset')
+        said = self.captions[dataset].of(clips)
         audio = Beside(plain.audio, self._words(said)) if self.beside else plain.audio
         if not more: return Pairs(audio, plain.text, plain.clip_of_caption, clips)
         owner = torch.cat([plain.clip_of_caption, torch.arange(len(clips))])
@@ -107,18 +109,23 @@ class Captioned(Workbench):
     def row(self,
         same_steps:bool=True, # as many steps as without further pairs, so fewer epochs; else as many epochs
         **what, # arguments of `Lab.run`, with a recipe of one stage
-        )->Row: # for `sweep`
+        )->Callable[[str, int], dict]: # for `sweep`
         "A row that is trained and measured with these captions."
+        stage = what['recipe'].stages[0]
         def of(dataset, seed):
-            more = len(self.pairs(dataset, 'train')) / len(self._plain.pairs(dataset, 'train')) if same_steps else 1
-            recipe = what['recipe']
-            stage = recipe.stages[0].over(max(1, round(recipe.stages[0].epochs / more)))
-            return what | dict(recipe=replace(recipe, stages=(stage,)), bench=self, extra=self._about(dataset))
+            epochs = round(stage.epochs / self.growth(dataset)) if same_steps else stage.epochs
+            recipe = replace(what['recipe'], stages=(stage.over(max(1, epochs)),))
+            return what | dict(recipe=recipe, bench=self, extra=self._about(dataset))
         return of
+
+    def growth(self, dataset:str)->float: # such as 2.0
+        "How many times as many pairs the training split has as without further ones."
+        return len(self.pairs(dataset, 'train')) / len(self._plain.pairs(dataset, 'train'))
 
     def _about(self, dataset:str)->dict: # what determines a run, beside the plain data
         code = code_hash('atr_nb.results.auxiliary')
-        return dict(captions=self.captions[dataset].fingerprint, augment=self.augment, beside=self.beside, code=code)
+        said = self.captions[dataset].fingerprint
+        return dict(captions=said, augment=self.augment, beside=self.beside, code=code)
 
     def called(self, row:str)->str: # the row's name; a captioner that has seen validation or test clips is told there
         notes = sorted({c.note for c in self.captions.values()} - {''})
