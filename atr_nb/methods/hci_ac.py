@@ -6,6 +6,7 @@
 from __future__ import annotations
 from dataclasses import replace
 import torch
+from fastcore.basics import patch
 from torch import nn, Tensor
 from ..alignment.pooling import pooling
 from ..alignment.segments import Grouping
@@ -106,30 +107,36 @@ class HCI(TwoTower):
         tokens = self.together(audio.tokens, said.tokens, said.mask)
         return self.scaled(Encoded(self.enhanced(tokens, audio.mask), tokens, audio.mask))
 
-    def _levels(self, audio:Encoded, text:Encoded)->dict: # level -> (clips, captions)
-        return {level: LEVELS[level](audio, text) for level in self.levels}
-
-    def hierarchy(self, audio:Encoded, text:Encoded)->Tensor: # (clips, captions)
-        "The mean of the levels."
-        return score_of(self._levels(audio, text))
-
-    def caption_text(self, audio:Encoded, text:Encoded)->Tensor: # (clips, captions)
-        "Cosine of what was said of a clip with the query: the matching branch."
-        return audio.levels[-1][:, 0] @ text.pooled.T
-
-    def similarity(self, audio:Encoded, text:Encoded)->Tensor: # (clips, captions)
-        "The hierarchy; with a matching branch, fused with it."
-        levels = self.hierarchy(audio, text)
-        return torch.lerp(levels, self.caption_text(audio, text), self.fusion) if self.matching else levels
-
-    def loss(self, audio:Encoded, text:Encoded, clip_ids:Tensor)->dict: # the total, and each under its name
-        "NT-Xent of each level, or of their mean, and of the matching branch."
-        parts = nt_xent_of(self._levels(audio, text), self.losses, self.temperature, clip_ids)
-        if not self.matching: return parts
-        branch = nt_xent(self.caption_text(audio, text), self.temperature, clip_ids)
-        return parts | {'loss': parts['loss'] + branch, 'caption-text': branch}
-
 Method = HCI # what `create('hci_ac', ...)` builds
+
+# %% ../../nbs/methods/63_hci_ac.ipynb #ef5ffc39
+@patch
+def _levels(self:HCI, audio:Encoded, text:Encoded)->dict: # level -> (clips, captions)
+    return {level: LEVELS[level](audio, text) for level in self.levels}
+
+@patch
+def hierarchy(self:HCI, audio:Encoded, text:Encoded)->Tensor: # (clips, captions)
+    "The mean of the levels."
+    return score_of(self._levels(audio, text))
+
+@patch
+def caption_text(self:HCI, audio:Encoded, text:Encoded)->Tensor: # (clips, captions)
+    "Cosine of what was said of a clip with the query: the matching branch."
+    return audio.levels[-1][:, 0] @ text.pooled.T
+
+@patch
+def similarity(self:HCI, audio:Encoded, text:Encoded)->Tensor: # (clips, captions)
+    "The hierarchy; with a matching branch, fused with it."
+    levels = self.hierarchy(audio, text)
+    return torch.lerp(levels, self.caption_text(audio, text), self.fusion) if self.matching else levels
+
+@patch
+def loss(self:HCI, audio:Encoded, text:Encoded, clip_ids:Tensor)->dict: # the total, and each under its name
+    "NT-Xent of each level, or of their mean, and of the matching branch."
+    parts = nt_xent_of(self._levels(audio, text), self.losses, self.temperature, clip_ids)
+    if not self.matching: return parts
+    branch = nt_xent(self.caption_text(audio, text), self.temperature, clip_ids)
+    return parts | {'loss': parts['loss'] + branch, 'caption-text': branch}
 
 # %% ../../nbs/methods/63_hci_ac.ipynb #ba4bc1ad
 def fusion_curve(

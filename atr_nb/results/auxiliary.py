@@ -13,7 +13,7 @@ from ..data.datasets import Clips
 from ..data.features import text_features
 from ..data.scenes import Scenes, say
 from ..encoders.tower import Precomputed
-from ..evaluation.scoring import evaluate
+from ..evaluation.scoring import encode_all, score_all
 from ..files import code_hash
 from ..methods.hci_ac import fusion_curve
 from .runs import Lab, Workbench
@@ -142,5 +142,6 @@ def fuse(
     model, bench, dataset = lab.trained(record), lab.bench(record), record['dataset']
     curve = fusion_curve(model, bench.pairs(dataset, 'val'))
     model.fusion = max(curve, key=curve.get)
-    lab.measure(table, row, dataset, evaluate(model, bench.pairs(dataset, 'test'))[0], record)
+    scores = score_all(model, *encode_all(model, bench.pairs(dataset, 'test')))
+    lab.measure(table, row, dataset, scores, record)
     return curve
