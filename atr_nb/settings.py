@@ -40,16 +40,19 @@ class Settings:
     ablation_seeds:tuple[int,...] = (0,) # for everything else
     device:str = 'auto' # cpu, mps, cuda (the first GPU), cuda:N, or auto (cuda where there is one, else cpu)
     precision:str = 'no' # mixed precision: no, bf16 or fp16; a CPU has no fp16
+    jobs:int = 0 # runs trained at the same time, where encoders are frozen and there is no GPU; 0: one per core, 8 at most
     cache:Path = Path('~/.cache/atr_nb') # encoder features: safe to delete, they are computed again
     runs:Path = Path('~/.local/share/atr_nb/runs') # trained models and their records: without them, everything is trained again
     data:Path = Path('data') # where AudioCaps and Clotho live
+    captions:Path|None = None # auxiliary captions of the first dataset by another captioner, CSV or JSON lines; empty: our own
+    captions_seen:tuple[str,...] = ('train',) # splits of the dataset that this other captioner was trained on
     out:Path = Path('reports') # where tables, figures and run records go
     force:bool = False # run again what has been run already
     root:Path = Path('.') # the folder of settings.ini; found, not set
 
     def describe(self)->dict: # name -> plain value; paths are shortened, so that the page reads the same on every machine
-        "What was asked for, without what cannot change a number (`force`, `root`)"
-        return {k: _plain(getattr(self, k), self.root) for k in _types if k != 'force'}
+        "What was asked for, without what cannot change a number (`force`, `jobs`, `root`)"
+        return {k: _plain(getattr(self, k), self.root) for k in _types if k not in ('force', 'jobs')}
 
     def __repr__(self): return f'Settings({", ".join(f"{k}={v!r}" for k, v in self.describe().items())})'
     def _repr_markdown_(self):
@@ -88,6 +91,9 @@ _rules = dict(
     patience=_whole(0, 10**6, ' (0 means never stop early)'),
     learning_rate=(lambda v: isfinite(v) and v > 0, 'a number above 0'), seeds=_seeds, ablation_seeds=_seeds,
     device=(lambda v: re.fullmatch(r'auto|cpu|mps|cuda(:\d+)?', v), 'auto, cpu, mps, cuda or cuda:N'), precision=_one_of('no', 'bf16', 'fp16'),
+    jobs=_whole(0, 256, ' (0 means one per core, 8 at most)'),
+    captions=(lambda v: v is None or v.is_file(), 'a file that exists'),
+    captions_seen=(lambda v: set(v) <= {'train', 'val', 'test'}, 'none, one or more of train, val, test'),
     cache=_path, runs=_path, data=_path, out=_path, force=_yes_no)
 
 # %% ../nbs/00_settings.ipynb #73d34014

@@ -57,7 +57,7 @@ def keys(parts):
     "The keys of a manifest, of features of sound and of words, and of a run"
     scenes, ear, voice = parts
     for name in ('manifest_hash', 'sound_hash'): vars(scenes).pop(name, None)
-    bench = SimpleNamespace(settings=replace(load('smoke'), root=ROOT), encoders=(ear, voice), clips=lambda dataset, split: scenes, device=torch.device('cpu'))
+    bench = SimpleNamespace(settings=replace(load('smoke'), root=ROOT), fingerprints=(ear.fingerprint(), voice.fingerprint()), clips=lambda dataset, split: scenes, device=torch.device('cpu'))
     identity = runs._identity(bench, 'scenes-sparse', 'mgrl', {}, Recipe(Stage(1)), 0, {'hard': object.__new__(MinedBatches)}, {})
     return dict(manifest=scenes.manifest_hash, sound=hash_json(feature_facts('audio', scenes.sound_hash, ear, 'float16')),
                 words=hash_json(feature_facts('text', 'captions', voice, 'float16')), run=runs.run_name(identity))
@@ -105,7 +105,7 @@ def test_a_sentence_does_not(package, parts, module):
 
 
 def test_every_module_that_can_change_a_number_is_tried():
-    aside = 'settings cli pages files figures notebooks __init__ _modidx results.tables results.report results.published results.experiment '
+    aside = 'settings cli pages files figures notebooks processes __init__ _modidx results.tables results.report results.published results.experiment '
     aside += 'results.auxiliary results.cost results.hearing results.levels results.compare results.choices '
     aside += 'training.checks evaluation.significance methods.__init__ '
     aside += 'methods.baseline methods.cmlf methods.hci_ac alignment.segments training.captioner encoders.patches' # those of other runs

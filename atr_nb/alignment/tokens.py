@@ -82,13 +82,24 @@ def frame_word(
 GRAINS = {'clip-sentence': clip_sentence, 'frame-sentence': frame_sentence, 'clip-word': clip_word, 'frame-word': frame_word}
 
 # %% ../../nbs/alignment/31_tokens.ipynb #c1ecc87f
+def _repeated(e:Encoded)->Tensor: # (B, K, d)
+    "Its tokens, where each padded one repeats the first valid one of its row."
+    e = e.masked()
+    first = e.tokens[torch.arange(len(e), device=e.mask.device), e.mask.int().argmax(1)]
+    return torch.where(e.mask[..., None], e.tokens, first[:, None])
+
+def _shares(e:Encoded)->Tensor: # (B, K); a row without a valid token has none
+    "The share of each token in the mean over the valid ones."
+    mask = e.masked().mask.to(e.tokens.dtype)
+    return mask / mask.sum(1, keepdim=True).clamp(min=1)
+
 def late_interaction(
     audio:Encoded, # unit vectors, with tokens (A, K, d)
     text:Encoded, # unit vectors, with tokens (C, N, d)
     )->Tensor: # (A, C), between -1 and 1
     "Every word's best frame and every frame's best word, averaged. [inferred; ancestor with learned weights: DRL]"
-    frames, words = audio.masked().mask[:, :, None], text.masked().mask[None] # (A, K, 1), (1, C, N)
-    cos = _cosines(audio.tokens, text.tokens.flatten(0, 1)).unflatten(2, text.tokens.shape[:2]) # (A, K, C, N)
-    if not (frames.all() and words.all()): cos = cos.masked_fill(~(frames[..., None] & words[:, None]), -1) # no cosine is lower
-    mean = lambda best, valid, dim: best.masked_fill(~valid, 0).sum(dim) / valid.sum(dim).clamp(min=1)
-    return (mean(cos.amax(1), words, 2) + mean(cos.amax(3), frames, 1)) / 2
+    words = _repeated(text)
+    cos = _cosines(_repeated(audio), words.flatten(0, 1)).unflatten(2, words.shape[:2]) # (A, K, C, N)
+    by_words = (cos.amax(1) * _shares(text)).sum(2)
+    by_frames = (cos.amax(3) * _shares(audio)[..., None]).sum(1)
+    return (by_words + by_frames) / 2

@@ -5,6 +5,7 @@
 # %% ../../nbs/encoders/23_text.ipynb #c6b126f6
 from __future__ import annotations
 from contextlib import contextmanager
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 import json
@@ -50,6 +51,11 @@ def load_bert(
     return model, tokenizer
 
 # %% ../../nbs/encoders/23_text.ipynb #1f9c0aca
+@lru_cache(maxsize=8)
+def _words_hash(tokenizer:str)->str: # of what a tokenizer knows, written as JSON; thirty thousand words take a while
+    words = json.loads(tokenizer)
+    return hash_json({k: v for k, v in words.items() if k not in ('padding', 'truncation')}) # left there by the last call
+
 class TextEncoder(Encoder):
     "A BERT-like encoder: token ids in, a vector, the words and all layers out."
     def __init__(self,
@@ -75,8 +81,7 @@ class TextEncoder(Encoder):
 
     def fingerprint(self)->str: # of the weights, the configuration and the vocabulary
         config = {k: v for k, v in self.model.config.to_dict().items() if k not in ('_name_or_path', 'transformers_version')}
-        words = json.loads(self.tokenizer.backend_tokenizer.to_str())
-        words = {k: v for k, v in words.items() if k not in ('padding', 'truncation')} # left there by the last call
+        words = _words_hash(self.tokenizer.backend_tokenizer.to_str())
         return hash_json([weights_hash(self.name, self.model), config, words, self.how])[:16]
 
     def tokenize(self,

@@ -6,8 +6,10 @@
 from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 import numpy as np
 import torch
+from tqdm import tqdm
 from ..data.batches import Beside, Inputs, Pairs, Tokens
 from ..data.datasets import Clips
 from ..data.features import text_features
@@ -16,14 +18,45 @@ from ..encoders.tower import Precomputed
 from ..evaluation.scoring import encode_all, score_all
 from ..files import code_hash
 from ..methods.hci_ac import fusion_curve
-from .runs import Lab, Workbench
-from ..training.captioner import Captions, say_all, train_captioner
+from ..processes import together
+from .runs import Lab, Workbench, one_thread
+from ..training.captioner import Captions, load_captions, say_all, train_captioner
 
 # %% auto #0
-__all__ = ['SPLITS', 'describe', 'shuffled', 'perfect', 'Captioned', 'fuse']
+__all__ = ['SPLITS', 'Part', 'part', 'describe', 'cross_fitted', 'describe_ahead', 'from_file', 'shuffled', 'perfect',
+           'Captioned', 'fuse']
 
 # %% ../../nbs/results/75_auxiliary.ipynb #7f7ee39e
 SPLITS = 'train', 'val', 'test'
+
+class Part(Clips):
+    "Some clips of a dataset."
+    def __init__(self,
+        clips:Clips, # all of them
+        rows:list[int], # which, in this order
+        ):
+        self.whole, self.rows = clips, rows
+        ids, captions = ([of[i] for i in rows] for of in (clips.ids, clips.captions))
+        super().__init__(clips.name, clips.split, ids, captions)
+
+    def audio(self, i:int, sample_rate:int)->torch.Tensor: return self.whole.audio(self.rows[i], sample_rate)
+    def duration(self, i:int)->float: return self.whole.duration(self.rows[i])
+    def manifest(self)->dict: return super().manifest() | dict(whole=self.whole.manifest_hash)
+
+def part(pairs:Pairs, rows:list[int])->Pairs: # of some clips
+    "Some clips of a split with cached features, and their captions."
+    clips, captions = Part(pairs.clips, rows), torch.arange(len(pairs)).split(pairs.clip_of_caption.bincount().tolist())
+    return Pairs(pairs.audio[rows], pairs.text[torch.cat([captions[i] for i in rows])], clips.clip_of_caption, clips)
+
+# %% ../../nbs/results/75_auxiliary.ipynb #a9082c9d
+def _trained_on(bench:Workbench, train:Pairs, valid:Pairs, seed:int)->tuple: # a captioner, and about it
+    s, audio = bench.settings, bench.encoders[0]
+    return train_captioner(Precomputed(audio.width, audio.how), train, valid, s.runs, seed, device=s.device,
+                           made_by=bench.fingerprints[0], force=s.force)
+
+def _said(bench:Workbench, model, about:dict, *described:Pairs)->dict: # clip id -> caption
+    home = bench.settings.runs/f"captioner-{about['name']}"
+    return {clip: caption for pairs in described for clip, caption in zip(pairs.clips.ids, say_all(model, pairs, home))}
 
 def describe(
     bench:Workbench, # with frozen encoders
@@ -31,15 +64,46 @@ def describe(
     seed:int=0, # of the captioner's training
     )->tuple[Captions, dict]: # what it says of every clip; its identity, seconds of training, losses by epoch
     "Train a captioner on the training split, or take up the one that was, and let it describe the whole dataset."
-    s, audio = bench.settings, bench.encoders[0]
-    train, valid = (bench.pairs(dataset, split) for split in ('train', 'val'))
-    model, about = train_captioner(Precomputed(audio.width, audio.how), train, valid, s.runs, seed, device=s.device,
-                                   made_by=audio.fingerprint(), force=s.force)
-    said = {}
-    for split in SPLITS:
-        pairs = bench.pairs(dataset, split)
-        said |= zip(pairs.clips.ids, say_all(model, pairs, s.runs/f"captioner-{about['name']}"))
+    train, valid, test = (bench.pairs(dataset, split) for split in SPLITS)
+    with one_thread(bench):
+        model, about = _trained_on(bench, train, valid, seed)
+        said = _said(bench, model, about, train, valid, test)
     return Captions('ours', train.clips.name, said, seen=('train',)), about
+
+def _half(bench:Workbench, dataset:str, seed:int, first:bool)->dict: # clip id -> caption
+    "What a captioner of one half of the training clips says of the other; the first half's also of validation and test."
+    train, valid, test = (bench.pairs(dataset, split) for split in SPLITS)
+    rows = list(range(len(train.clips)))
+    ahead, behind = (part(train, its) for its in (rows[:len(rows) // 2], rows[len(rows) // 2:]))
+    heard, new = (ahead, behind) if first else (behind, ahead)
+    with one_thread(bench):
+        return _said(bench, *_trained_on(bench, heard, valid, seed), new, *((valid, test) if first else ()))
+
+def cross_fitted(
+    bench:Workbench, # with frozen encoders
+    dataset:str,
+    seed:int=0, # of the captioners' training
+    )->Captions:
+    "Captions by two captioners, none of a clip that its captioner has heard."
+    said = _half(bench, dataset, seed, True) | _half(bench, dataset, seed, False)
+    return Captions('cross-fitted', bench.clips(dataset, 'train').name, said, seen=('train',))
+
+# %% ../../nbs/results/75_auxiliary.ipynb #b4243ce2
+def describe_ahead(lab:Lab, dataset:str, seed:int=0)->None:
+    "Let `describe` and `cross_fitted` find their captioners and what these say."
+    halves = {f'a captioner of the {name} half': partial(_half, lab, dataset, seed, name == 'first')
+              for name in ('first', 'second')}
+    tasks = {'a captioner': partial(describe, lab, dataset, seed)} | halves
+    for split in SPLITS: lab.pairs(dataset, split)
+    with tqdm(total=len(tasks), desc='captions') as bar: together(tasks, lab.jobs, bar)
+
+def from_file(lab:Lab, dataset:str)->Captions:
+    "The captions in the file that the settings name. ValueError naming what is wrong with it."
+    s, splits = lab.settings, [lab.clips(dataset, split) for split in SPLITS]
+    ids = [clip for clips in splits for clip in clips.ids]
+    captions = load_captions(s.captions, splits[0].name, ids, s.captions_seen, allow_seen=True)
+    for clips in splits: captions.of(clips) # none is missing
+    return captions
 
 # %% ../../nbs/results/75_auxiliary.ipynb #aca8de17
 def shuffled(

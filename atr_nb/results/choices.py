@@ -9,11 +9,10 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 import numpy as np, pandas as pd
-from tqdm import tqdm
 import atr_nb
 from ..files import Damaged, sealed, unsealed, write_file
 from ..methods import names
-from .runs import Lab
+from .runs import TRIAL, Lab
 from ..settings import Settings
 
 # %% auto #0
@@ -101,13 +100,13 @@ class Search:
             except (ValueError, TypeError) as e: raise ValueError(f'{self.method}, trial {k} ({values}): {e}') from e
 
     def run(self)->pd.DataFrame: # a row per trial and dataset
-        "Make the trials, or find them, and write each down in `trials.jsonl` when it is done."
-        todo, lines = [(k, d) for k in range(len(self.settings)) for d in self.lab.settings.datasets], []
-        for k, dataset in (bar := tqdm(todo, desc=self.method)):
-            bar.set_postfix_str(f'trial {k}, {dataset}')
-            outcome = self.lab.trial(dataset, self.seed, **self.row(self.settings[k], dataset, self.seed))
-            lines.append(dict(method=self.method, trial=k, values=self.settings[k]) | outcome)
-            write_file(self.folder/'trials.jsonl', ''.join(json.dumps(sealed(line)) + '\n' for line in lines))
+        "Make the trials, several at a time, or find them, and write them down in `trials.jsonl`."
+        todo = {f'trial {k}, {d}': (k, dict(dataset=d, seed=self.seed, **self.row(values, d, self.seed)))
+                for k, values in enumerate(self.settings) for d in self.lab.settings.datasets}
+        self.lab.ahead({label: what for label, (_, what) in todo.items()}, self.method, TRIAL)
+        lines = [dict(method=self.method, trial=k, values=self.settings[k]) | self.lab.trial(**what)
+                 for k, what in todo.values()]
+        write_file(self.folder/'trials.jsonl', ''.join(json.dumps(sealed(line)) + '\n' for line in lines))
         return pd.DataFrame([_shown(line) for line in lines])
 
 def _shown(line:dict)->dict: # of `trials.jsonl`, as a row of a table; a trial that failed has neither score nor time

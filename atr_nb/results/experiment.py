@@ -9,7 +9,6 @@ from fastcore.basics import patch
 import numpy as np
 import pandas as pd
 from torch import Tensor
-from tqdm import tqdm
 from ..data.batches import RandomBatches
 from ..data.scenes import near_miss_recall
 from ..methods.cmlf import SHARES, cmlf_recipe
@@ -41,6 +40,8 @@ class Findings(list):
 # %% ../../nbs/results/74_experiment.ipynb #7470398e
 Row = dict | Callable[[str, int], dict] # arguments of `Lab.run`, or a function of dataset and seed that returns them
 
+def _of(row:Row, dataset:str, seed:int)->dict: return row(dataset, seed) if callable(row) else row
+
 PUBLISHED = dict(options=dict(loss='nt_xent')) # a row: the baseline as its paper recommends it, with the settings' recipe
 
 class Experiment(Lab):
@@ -63,11 +64,10 @@ class Experiment(Lab):
         "Make or find the runs of some rows, save them, and render their table."
         datasets = self.settings.datasets if datasets is None else datasets
         seeds = self.settings.seeds if seeds is None else seeds
-        todo = [(d, row, seed) for d in datasets for row in rows for seed in seeds]
-        for dataset, row, seed in (bar := tqdm(todo, desc=name)):
-            bar.set_postfix_str(f'{dataset}, {row}, seed {seed}')
-            what = rows[row](dataset, seed) if callable(rows[row]) else rows[row]
-            self.run(name, row, dataset, seed, **what)
+        todo = {f'{d}, {row}, seed {seed}': (row, dict(dataset=d, seed=seed, **_of(rows[row], d, seed)))
+                for d in datasets for row in rows for seed in seeds}
+        self.ahead({label: what for label, (_, what) in todo.items()}, name)
+        for row, what in todo.values(): self.run(name, row, **what)
         self._arrange(name, list(rows))
         self.save()
         return self.table(name)

@@ -5,8 +5,10 @@
 # %% ../../nbs/results/70_runs.ipynb #c5ce883b
 from __future__ import annotations
 import copy, json, os, platform, re, resource, subprocess, sys, time, warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
 import numpy as np, torch
@@ -15,6 +17,7 @@ from fastcore.basics import patch
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from tqdm import tqdm
 from ..data.batches import Pairs, Tokens, Waveforms
 from ..data.datasets import Clips
 from ..data.features import audio_features, text_features
@@ -25,6 +28,7 @@ from ..files import (BLANK, Damaged, atomic, check as check_file, code_hash, has
     save_arrays, save_json, seal, sealed, write_file)
 from ..methods import create
 from ..model import Encoder, RetrievalModel
+from ..processes import can_fork, together
 from .opening import check, open_encoders, open_split
 from ..settings import Settings
 from ..training.checkpoints import CheckpointError, load_weights
@@ -32,7 +36,8 @@ from ..training.recipe import Recipe, Stage
 from ..training.trainer import fit, open_device
 
 # %% auto #0
-__all__ = ['commit', 'versions', 'device_name', 'peak_memory_mb', 'Workbench', 'run_name', 'check_run', 'Records', 'Lab']
+__all__ = ['RUN', 'TRIAL', 'commit', 'versions', 'device_name', 'peak_memory_mb', 'Workbench', 'run_name', 'one_thread',
+           'check_run', 'Records', 'Lab']
 
 # %% ../../nbs/results/70_runs.ipynb #0008e0c3
 def _git(*args)->str:
@@ -49,7 +54,8 @@ def versions()->dict: # package -> version
 
 def device_name(device:torch.device)->str:
     if device.type == 'cuda': return torch.cuda.get_device_name(device)
-    return f'{platform.machine()} CPU, {torch.get_num_threads()} threads'
+    n = torch.get_num_threads()
+    return f'{platform.machine()} CPU, {n} thread{"s" * (n > 1)}'
 
 def peak_memory_mb(device:torch.device)->int:
     "Peak memory in MB: of the GPU where one is used, else of the process."
@@ -74,6 +80,11 @@ class Workbench:
     def encoders(self)->tuple[Encoder, Encoder]: # for sound, for text
         audio, text = open_encoders(self.settings)
         return self._audio or audio, text
+
+    @cached_property
+    def fingerprints(self)->tuple[str, str]: # of both, as they came; a model that is fine-tuned trains copies
+        audio, text = self.encoders
+        return audio.fingerprint(), text.fingerprint()
 
     def clips(self, dataset:str, split:str)->Clips: return self.pairs(dataset, split).clips
 
@@ -124,9 +135,9 @@ def run_name(identity:dict)->str: # 16 hex digits
 
 def _identity(bench:Workbench, dataset:str, method:str, options:dict, recipe:Recipe, seed:int, samplers:dict, extra:dict,
               splits:tuple=('train', 'val', 'test'))->dict: # without 'test' where that split plays no part
-    s, (audio, text) = bench.settings, bench.encoders
+    s, (audio, text) = bench.settings, bench.fingerprints
     return dict(dataset=dataset, data={part: bench.clips(dataset, part).manifest_hash for part in splits},
-        audio=audio.fingerprint(), text=text.fingerprint(), finetune=s.finetune, precision=s.precision, width=s.width,
+        audio=audio, text=text, finetune=s.finetune, precision=s.precision, width=s.width,
         method=method, options=options, recipe=asdict(recipe), seed=seed, extra=extra, device=bench.device.type,
         code=code_hash('atr_nb.results.runs', f'atr_nb.methods.{method}', *map(type, samplers.values())))
 
@@ -138,6 +149,15 @@ def _measure(test:Pairs, scores:Tensor, metrics:dict)->tuple[dict, dict]: # (fie
 
 def _circumstances(bench:Workbench, seconds:float)->dict:
     return dict(commit=commit(), versions=versions(), device=device_name(bench.device), seconds=round(seconds, 1), peak_memory_mb=peak_memory_mb(bench.device))
+
+# %% ../../nbs/results/70_runs.ipynb #70432b4e
+@contextmanager
+def one_thread(bench:Workbench)->Iterator[None]:
+    "One thread, where the encoders are frozen and a CPU trains; all threads otherwise."
+    threads = torch.get_num_threads()
+    if bench.device.type == 'cpu' and not bench.settings.finetune: torch.set_num_threads(1)
+    try: yield
+    finally: torch.set_num_threads(threads)
 
 # %% ../../nbs/results/70_runs.ipynb #7076c8be
 def _train(bench:Workbench, folder:Path, identity:dict, recipe:Recipe, samplers:dict)->tuple[RetrievalModel, dict]: # the model, what `fit` returns
@@ -151,13 +171,15 @@ def _train(bench:Workbench, folder:Path, identity:dict, recipe:Recipe, samplers:
 def _make_run(bench:Workbench, folder:Path, identity:dict, recipe:Recipe, samplers:dict)->None:
     "Train, measure, and write `ranks.npz` and `record.json` into the run's folder."
     if bench.device.type == 'cuda': torch.cuda.reset_peak_memory_stats()
-    dataset, (model, trained) = identity['dataset'], _train(bench, folder, identity, recipe, samplers)
-    started = time.perf_counter()
-    test = bench.pairs(dataset, 'test')
-    measured, order = _measure(test, *evaluate(model, test))
+    test = bench.pairs(identity['dataset'], 'test')
+    with one_thread(bench):
+        model, trained = _train(bench, folder, identity, recipe, samplers)
+        started = time.perf_counter()
+        measured, order = _measure(test, *evaluate(model, test))
+        circumstances = _circumstances(bench, trained['seconds'] + time.perf_counter() - started)
     save_arrays(folder/'ranks.npz', **order)
-    record = dict(run=folder.name, dataset=dataset, split='test', seed=identity['seed'], **measured,
-        n_parameters=sum(p.numel() for p in model.parameters()), **_circumstances(bench, trained['seconds'] + time.perf_counter() - started))
+    record = dict(run=folder.name, dataset=identity['dataset'], split='test', seed=identity['seed'], **measured,
+                  n_parameters=sum(p.numel() for p in model.parameters()), **circumstances)
     save_json(folder/'record.json', record)
 
 # %% ../../nbs/results/70_runs.ipynb #d7ed9b44
@@ -196,10 +218,22 @@ def _ensure_run(bench:Workbench, folder:Path, identity:dict, recipe:Recipe, samp
 def _try(bench:Workbench, folder:Path, identity:dict, recipe:Recipe, samplers:dict)->dict:
     "Train, and take down what validation says."
     about = dict(run=folder.name, dataset=identity['dataset'], seed=identity['seed'])
-    try: _, trained = _train(bench, folder, identity, recipe, samplers)
-    except FloatingPointError as e: return about | dict(failed=str(e))
-    best = trained['stages'][-1]
-    return about | dict(score=best['score'], metrics=best['metrics'], failed='') | _circumstances(bench, trained['seconds'])
+    with one_thread(bench):
+        try: _, trained = _train(bench, folder, identity, recipe, samplers)
+        except FloatingPointError as e: return about | dict(failed=str(e))
+        best = trained['stages'][-1]
+        return about | dict(score=best['score'], metrics=best['metrics'], failed='') | _circumstances(bench, trained['seconds'])
+
+# %% ../../nbs/results/70_runs.ipynb #c99ad59e
+RUN, TRIAL = ('train', 'val', 'test'), ('train', 'val') # the splits that they may look at
+
+def _ensure(splits:tuple, bench:Workbench, folder:Path, identity:dict, recipe:Recipe, samplers:dict, force:bool)->None:
+    "Make a run or a trial, or finish it, unless it is there as a whole. One process at a time."
+    with FileLock(folder/'lock'):
+        if splits == RUN: return _ensure_run(bench, folder, identity, recipe, samplers, force)
+        if force: _forget(folder)
+        if not intact(folder/'trial.json', load_json):
+            save_json(folder/'trial.json', _try(bench, folder, identity, recipe, samplers))
 
 # %% ../../nbs/results/70_runs.ipynb #28bd2805
 class Records(Workbench):
@@ -287,10 +321,10 @@ class Lab(Records):
         bench:Workbench|None=None, # other encoders, more data; None: this lab's own
         )->dict: # the record
         "Make the run, or find it where it was made before; note its record under `table` and `row`."
-        opened = self._opened(('train', 'val', 'test'), dataset, seed, method, options, recipe, samplers, extra, bench)
+        opened = self._opened(RUN, dataset, seed, method, options, recipe, samplers, extra, bench)
         folder = opened[1]
-        with FileLock(folder/'lock'):
-            _ensure_run(*opened, force=self._anew(folder))
+        _ensure(RUN, *opened, force=self._anew(folder))
+        with FileLock(folder/'lock'): # not while another process makes it anew
             record = load_json(folder/'record.json')
             self._ranks[folder.name] = load_arrays(folder/'ranks.npz')
         return self._note(table, row, record)
@@ -303,12 +337,34 @@ def trial(self:Lab,
     **what, # method, options, recipe, samplers, extra, bench, as for `run`
     )->dict: # run, dataset, score and metrics on validation, seconds; failed: why, if the loss ran away
     "Train, or find what was trained before, and say how it does on the validation split. The test split is not opened."
-    opened = self._opened(('train', 'val'), dataset, seed, **what)
-    folder, file = opened[1], opened[1]/'trial.json'
-    with FileLock(folder/'lock'):
-        if self._anew(folder): _forget(folder)
-        if not intact(file, load_json): save_json(file, _try(*opened))
-    return load_json(file)
+    opened = self._opened(TRIAL, dataset, seed, **what)
+    folder = opened[1]
+    _ensure(TRIAL, *opened, force=self._anew(folder))
+    return load_json(folder/'trial.json')
+
+# %% ../../nbs/results/70_runs.ipynb #3fd80b70
+@patch(as_prop=True)
+def jobs(self:Lab)->int: # 1 where encoders are fine-tuned, with a GPU, and where processes cannot be forked
+    "How many runs are trained at the same time."
+    s = self.settings
+    if s.finetune or self.device.type != 'cpu' or not can_fork(): return 1
+    return s.jobs or min(8, torch.get_num_threads())
+
+@patch
+def ahead(self:Lab,
+    what:dict[str, dict], # what it is -> dataset, seed and the other arguments of `run` or of `trial`
+    desc:str, # of the progress bar
+    splits:tuple=RUN, # or TRIAL
+    )->None:
+    "Make the runs, or trials, that are not there yet, for `run` or `trial` to find."
+    missing, file = {}, 'record.json' if splits == RUN else 'trial.json'
+    for name, arguments in what.items():
+        opened = self._opened(splits, **arguments)
+        folder = opened[1]
+        if (force := self._anew(folder)) or not (folder/file).exists():
+            missing.setdefault(folder.name, (name, partial(_ensure, splits, *opened, force)))
+    with tqdm(total=len(what), initial=len(what) - len(missing), desc=desc) as bar:
+        together(dict(missing.values()), self.jobs, bar)
 
 # %% ../../nbs/results/70_runs.ipynb #f5d117cf
 @patch
