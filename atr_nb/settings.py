@@ -5,7 +5,7 @@
 # %% ../nbs/00_settings.ipynb #630b765d
 from __future__ import annotations
 from configparser import ConfigParser, Error as IniError
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from math import isfinite
 from pathlib import Path
@@ -162,7 +162,14 @@ def load(
     for k, name in (('cache', 'ATR_NB_CACHE'), ('runs', 'ATR_NB_RUNS')):
         if env := os.environ.get(name): values[k] = _checked(k, env, root, f'environment {name}: ')
     values |= {k: _checked(k, v, root) for k, v in overrides.items() if v is not None}
-    return Settings(profile=profile, root=root, **values)
+    return _with_ablations(Settings(profile=profile, root=root, **values), overrides)
+
+def _with_ablations(s:Settings, overrides:dict)->Settings: # claims compare rows seed by seed
+    "Ablations have some of the seeds of the main tables: the first, where other seeds were asked for than the profile's."
+    if set(s.ablation_seeds) <= set(s.seeds): return s
+    if overrides.get('ablation_seeds') is not None:
+        raise ValueError(f'ablation_seeds={s.ablation_seeds} will not do: rows are compared seed by seed; name some of seeds={s.seeds}')
+    return replace(s, ablation_seeds=s.seeds[:1])
 
 # %% ../nbs/00_settings.ipynb #6b235fea
 def _imported(value)->bool: # or the settings; `annotations` is what its import from __future__ leaves

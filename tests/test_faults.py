@@ -35,12 +35,15 @@ width = 16
 batch_size = 8
 epochs = 12
 seeds = 0, 1
+jobs = 2
 [embedded]
 '''
 CELL = '''from atr_nb.settings import from_parameters
 from atr_nb.results.runs import Lab
 lab = Lab(from_parameters(globals()), 'baseline')
-for seed in lab.settings.seeds: lab.run('main', 'NT-Xent', 'scenes-sparse', seed)
+plan = {str(seed): dict(dataset='scenes-sparse', seed=seed) for seed in lab.settings.seeds}
+lab.ahead(plan, 'runs')
+for what in plan.values(): lab.run('main', 'NT-Xent', **what)
 lab.save(); None'''
 
 
@@ -120,7 +123,9 @@ def again(folder):
     "The numbers of the same run in a process that has opened nothing yet, as far as the cache knows"
     features._opened.clear()
     lab = Lab(load(cache=str(folder/'cache'), runs=str(folder/'runs'), out=str(folder/'reports')), 'baseline')
-    for seed in lab.settings.seeds: lab.run('main', 'NT-Xent', 'scenes-sparse', seed)
+    plan = {str(seed): dict(dataset='scenes-sparse', seed=seed) for seed in lab.settings.seeds}
+lab.ahead(plan, 'runs')
+for what in plan.values(): lab.run('main', 'NT-Xent', **what)
     lab.save()
 
 

@@ -49,10 +49,10 @@ def part(pairs:Pairs, rows:list[int])->Pairs: # of some clips
     return Pairs(pairs.audio[rows], pairs.text[torch.cat([captions[i] for i in rows])], clips.clip_of_caption, clips)
 
 # %% ../../nbs/results/75_auxiliary.ipynb #a9082c9d
-def _trained_on(bench:Workbench, train:Pairs, valid:Pairs, seed:int)->tuple: # a captioner, and about it
+def _trained_on(bench:Workbench, train:Pairs, valid:Pairs, seed:int, force:bool)->tuple: # a captioner, and about it
     s, audio = bench.settings, bench.encoders[0]
     return train_captioner(Precomputed(audio.width, audio.how), train, valid, s.runs, seed, device=s.device,
-                           made_by=bench.fingerprints[0], force=s.force)
+                           made_by=bench.fingerprints[0], force=force)
 
 def _said(bench:Workbench, model, about:dict, *described:Pairs)->dict: # clip id -> caption
     home = bench.settings.runs/f"captioner-{about['name']}"
@@ -62,22 +62,23 @@ def describe(
     bench:Workbench, # with frozen encoders
     dataset:str,
     seed:int=0, # of the captioner's training
+    force:bool=False, # train it anew
     )->tuple[Captions, dict]: # what it says of every clip; its identity, seconds of training, losses by epoch
     "Train a captioner on the training split, or take up the one that was, and let it describe the whole dataset."
     train, valid, test = (bench.pairs(dataset, split) for split in SPLITS)
     with one_thread(bench):
-        model, about = _trained_on(bench, train, valid, seed)
+        model, about = _trained_on(bench, train, valid, seed, force)
         said = _said(bench, model, about, train, valid, test)
     return Captions('ours', train.clips.name, said, seen=('train',)), about
 
-def _half(bench:Workbench, dataset:str, seed:int, first:bool)->dict: # clip id -> caption
+def _half(bench:Workbench, dataset:str, seed:int, first:bool, force:bool=False)->dict: # clip id -> caption
     "What a captioner of one half of the training clips says of the other; the first half's also of validation and test."
     train, valid, test = (bench.pairs(dataset, split) for split in SPLITS)
     rows = list(range(len(train.clips)))
     ahead, behind = (part(train, its) for its in (rows[:len(rows) // 2], rows[len(rows) // 2:]))
     heard, new = (ahead, behind) if first else (behind, ahead)
     with one_thread(bench):
-        return _said(bench, *_trained_on(bench, heard, valid, seed), new, *((valid, test) if first else ()))
+        return _said(bench, *_trained_on(bench, heard, valid, seed, force), new, *((valid, test) if first else ()))
 
 def cross_fitted(
     bench:Workbench, # with frozen encoders
@@ -90,10 +91,11 @@ def cross_fitted(
 
 # %% ../../nbs/results/75_auxiliary.ipynb #b4243ce2
 def describe_ahead(lab:Lab, dataset:str, seed:int=0)->None:
-    "Let `describe` and `cross_fitted` find their captioners and what these say."
-    halves = {f'a captioner of the {name} half': partial(_half, lab, dataset, seed, name == 'first')
+    "Let `describe` and `cross_fitted` find their captioners and what these say; anew where the settings force it."
+    force = lab.settings.force
+    halves = {f'a captioner of the {name} half': partial(_half, lab, dataset, seed, name == 'first', force)
               for name in ('first', 'second')}
-    tasks = {'a captioner': partial(describe, lab, dataset, seed)} | halves
+    tasks = {'a captioner': partial(describe, lab, dataset, seed, force)} | halves
     for split in SPLITS: lab.pairs(dataset, split)
     with tqdm(total=len(tasks), desc='captions') as bar: together(tasks, lab.jobs, bar)
 

@@ -85,7 +85,8 @@ class Experiment(Lab):
         datasets:Iterable[str]|None=None, # None: the first one of the settings
         )->Table:
         "Sweep rows that ask for a reason: fewer seeds, and the first dataset unless told otherwise."
-        return self.sweep(name, rows, datasets or self.settings.datasets[:1], self.settings.ablation_seeds)
+        datasets = self.settings.datasets[:1] if datasets is None else datasets
+        return self.sweep(name, rows, datasets, self.settings.ablation_seeds)
 
 # %% ../../nbs/results/74_experiment.ipynb #77d5ca41
 @patch
