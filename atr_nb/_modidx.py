@@ -868,6 +868,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'atr_nb.results.choices.standings': ('results/choices.html#standings', 'atr_nb/results/choices.py'),
                                         'atr_nb.results.choices.trials_figure': ( 'results/choices.html#trials_figure',
                                                                                   'atr_nb/results/choices.py'),
+                                        'atr_nb.results.choices.try_all': ('results/choices.html#try_all', 'atr_nb/results/choices.py'),
                                         'atr_nb.results.choices.winner': ('results/choices.html#winner', 'atr_nb/results/choices.py'),
                                         'atr_nb.results.choices.word': ('results/choices.html#word', 'atr_nb/results/choices.py'),
                                         'atr_nb.results.choices.write_chosen': ( 'results/choices.html#write_chosen',

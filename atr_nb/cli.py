@@ -10,7 +10,7 @@ from pathlib import Path
 import errno, hashlib, os, re, sys, time
 from .notebooks import about, read_notebook
 from .pages import readme, refresh, site
-from .settings import Settings, find_ini, load, suggest
+from .settings import WITHOUT_EFFECT, Settings, find_ini, load, suggest
 
 # %% auto #0
 __all__ = ['notebooks', 'choose', 'Progress', 'tables', 'tidy', 'alone', 'execute', 'parameters', 'told', 'reproduce', 'report',
@@ -162,7 +162,7 @@ def _given(args)->dict: # the options that were given, as overrides of the profi
 
 def parameters(settings:Settings, given:dict)->dict:
     "What to hand to papermill: the profile and what was given, in plain types, so that the injected cell can be read"
-    plain = settings.describe() | dict(force=settings.force, jobs=settings.jobs)
+    plain = settings.describe() | {k: getattr(settings, k) for k in WITHOUT_EFFECT}
     plain = {k: '' if v is None else v for k, v in plain.items()} # in a notebook, None means not given
     return {'profile': settings.profile} | {k: plain[k] for k in given}
 

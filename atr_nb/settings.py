@@ -14,9 +14,11 @@ from typing import get_args, get_origin, get_type_hints
 import os, re
 
 # %% auto #0
-__all__ = ['Settings', 'suggest', 'find_ini', 'profiles', 'load', 'from_parameters']
+__all__ = ['WITHOUT_EFFECT', 'Settings', 'suggest', 'find_ini', 'profiles', 'load', 'from_parameters']
 
 # %% ../nbs/00_settings.ipynb #7377b4de
+WITHOUT_EFFECT = 'force', 'jobs' # settings that cannot change a number
+
 @dataclass(frozen=True, repr=False)
 class Settings:
     "Everything a run needs to know. Build it with `load` or `from_parameters`, which check every value."
@@ -52,7 +54,7 @@ class Settings:
 
     def describe(self)->dict: # name -> plain value; paths are shortened, so that the page reads the same on every machine
         "What was asked for, without what cannot change a number (`force`, `jobs`, `root`)"
-        return {k: _plain(getattr(self, k), self.root) for k in _types if k not in ('force', 'jobs')}
+        return {k: _plain(getattr(self, k), self.root) for k in _types if k not in WITHOUT_EFFECT}
 
     def __repr__(self): return f'Settings({", ".join(f"{k}={v!r}" for k, v in self.describe().items())})'
     def _repr_markdown_(self):

@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
-from ..model import mask_of
+from ..model import mask_of, masked_softmax
 
 # %% auto #0
 __all__ = ['factors', 'factor_cosines', 'Confidence', 'correlations', 'decorrelation', 'decorrelation_dicosa']
@@ -36,7 +36,7 @@ def factor_cosines(
     f, t = factors(frames, n).movedim(2, 0), factors(sentences, n).movedim(1, 0) # (n, A, K, d/n), (n, C, d/n)
     products = (f.flatten(1, 2) @ t.mT).unflatten(1, valid.shape) # (n, A, K, C)
     logits = products.sum(0) / temperature
-    g = logits.masked_fill(~valid[..., None], torch.finfo(logits.dtype).min).softmax(1) * valid[..., None]
+    g = masked_softmax(logits, valid[..., None], 1)
     dot = (products * g).sum(2)
     squared = ((f @ f.mT) @ g * g).sum(2) # (n, A, K, K) @ (A, K, C)
     largest = (f.square().sum(3)[..., None] * g).sum(2) # mean squared length of the frames: what no cancellation would leave

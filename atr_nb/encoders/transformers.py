@@ -183,4 +183,4 @@ class StoredBlocks(Precomputed):
     def forward(self, features:Tensor, mask:Tensor|None=None)->Encoded: # pooled and tokens of the last block
         e = super().forward(features, mask)
         levels = e.tokens.split(self.level_widths, dim=2)
-        return Encoded(self.pool(levels[-1], mask), levels[-1], e.mask, levels)
+        return Encoded(e.pooled.split(self.level_widths, dim=1)[-1], levels[-1], e.mask, levels)

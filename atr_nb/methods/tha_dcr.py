@@ -13,7 +13,7 @@ from ..alignment.factors import Confidence, decorrelation, factor_cosines
 from ..alignment.tokens import clip_sentence, late_interaction
 from ..encoders.tower import Context, TwoTower, merge_tokens
 from ..model import Encoded, Encoder, mask_of, unit
-from ..training.losses import named, nt_xent
+from ..training.losses import named, nt_xent, score_of
 
 # %% auto #0
 __all__ = ['DEPTHS', 'ALIGNMENTS', 'CONFIDENCES', 'Method', 'depths_of', 'DepthTower', 'THA']
@@ -120,8 +120,7 @@ Method = THA # what `create('tha_dcr', ...)` builds
 def hierarchy(self:THA, audio:Encoded, text:Encoded)->Tensor: # (clips, captions)
     "The mean over the pairs of depths; without any, the cosine of the pooled vectors."
     if not self.pairs: return clip_sentence(audio, text)
-    scores = [self.align(_level(audio, a), _level(text, t)) for a, t in self.pairs]
-    return sum(scores) / len(scores)
+    return score_of({(a, t): self.align(_level(audio, a), _level(text, t)) for a, t in self.pairs})
 
 @patch
 def by_factor(self:THA, audio:Encoded, text:Encoded)->tuple[Tensor, Tensor, Tensor]: # (A, K, C), (n, A, C), (n, A, C)

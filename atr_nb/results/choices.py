@@ -16,8 +16,8 @@ from .runs import TRIAL, Lab
 from ..settings import Settings
 
 # %% auto #0
-__all__ = ['REPORTS', 'choices_of', 'declaring', 'first_written', 'draw', 'as_row', 'Search', 'word', 'scores', 'marginals',
-           'winner', 'standings', 'trials_figure', 'write_chosen', 'chosen', 'chosen_table']
+__all__ = ['REPORTS', 'choices_of', 'declaring', 'first_written', 'draw', 'as_row', 'try_all', 'Search', 'word', 'scores',
+           'marginals', 'winner', 'standings', 'trials_figure', 'write_chosen', 'chosen', 'chosen_table']
 
 # %% ../../nbs/results/79_choices.ipynb #f7f2aa0c
 def choices_of(
@@ -64,6 +64,15 @@ def as_row(
     return dict(method=method, options=options, recipe=lab.recipe(rate=values.get('learning_rate', 1)))
 
 # %% ../../nbs/results/79_choices.ipynb #46d6ff4e
+def try_all(
+    lab:Lab,
+    plan:dict[str, dict], # what it is -> arguments of `Lab.trial`
+    desc:str, # of the progress bar
+    )->list[dict]: # what `Lab.trial` says of each, in their order
+    "Make trials, several at a time, or find them."
+    lab.ahead(plan, desc, TRIAL)
+    return [lab.trial(**what) for what in plan.values()]
+
 def _check_grid(file:Path, question:dict)->None:
     "A search may only be continued with the question that it began with."
     question = json.loads(json.dumps(question)) # tuples become lists, as in the file
@@ -101,11 +110,11 @@ class Search:
 
     def run(self)->pd.DataFrame: # a row per trial and dataset
         "Make the trials, several at a time, or find them, and write them down in `trials.jsonl`."
-        todo = {f'trial {k}, {d}': (k, dict(dataset=d, seed=self.seed, **self.row(values, d, self.seed)))
-                for k, values in enumerate(self.settings) for d in self.lab.settings.datasets}
-        self.lab.ahead({label: what for label, (_, what) in todo.items()}, self.method, TRIAL)
-        lines = [dict(method=self.method, trial=k, values=self.settings[k]) | self.lab.trial(**what)
-                 for k, what in todo.values()]
+        todo = [(k, d) for k in range(len(self.settings)) for d in self.lab.settings.datasets]
+        plan = {f'trial {k}, {d}': dict(dataset=d, seed=self.seed, **self.row(self.settings[k], d, self.seed)) for k, d in todo}
+        outcomes = try_all(self.lab, plan, self.method)
+        lines = [dict(method=self.method, trial=k, values=self.settings[k]) | outcome
+                 for (k, _), outcome in zip(todo, outcomes)]
         write_file(self.folder/'trials.jsonl', ''.join(json.dumps(sealed(line)) + '\n' for line in lines))
         return pd.DataFrame([_shown(line) for line in lines])
 
