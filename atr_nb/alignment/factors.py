@@ -35,12 +35,13 @@ def factor_cosines(
     frames = frames.masked_fill(~valid[..., None], 0)
     f, t = factors(frames, n).movedim(2, 0), factors(sentences, n).movedim(1, 0) # (n, A, K, d/n), (n, C, d/n)
     products = (f.flatten(1, 2) @ t.mT).unflatten(1, valid.shape) # (n, A, K, C)
-    logits = products.sum(0) / temperature
-    g = masked_softmax(logits, valid[..., None], 1)
+    g = masked_softmax(products.sum(0) / temperature, valid[..., None], 1)
     dot = (products * g).sum(2)
-    squared = ((f @ f.mT) @ g * g).sum(2) # (n, A, K, K) @ (A, K, C)
-    largest = (f.square().sum(3)[..., None] * g).sum(2) # mean squared length of the frames: what no cancellation would leave
-    length = squared.clamp(min=1e-6 * largest).clamp(min=1e-20).sqrt() * t.norm(dim=2)[:, None]
+    of_frames = (f @ f.mT).transpose(0, 1) # (A, n, K, K)
+    met = (of_frames.flatten(1, 2) @ g).unflatten(1, (n, -1)) # what each frame has in common with the average (A, n, K, C)
+    squared = (met * g[:, None]).sum(2) # (A, n, C)
+    largest = f.square().sum(3).transpose(0, 1) @ g # mean squared length of the frames: what no cancellation would leave
+    length = squared.clamp(min=1e-6 * largest).clamp(min=1e-20).sqrt().transpose(0, 1) * t.norm(dim=2)[:, None]
     return g, dot / length.clamp(min=1e-10)
 
 # %% ../../nbs/alignment/33_factors.ipynb #f8189439
@@ -56,19 +57,21 @@ class Confidence(nn.Module):
         self.hidden, self.out = nn.Linear(2 * self.part, 4 * self.part), nn.Linear(4 * self.part, 1)
         nn.init.constant_(self.out.bias, 1 / n)
 
+    def of_audio(self, frames:Tensor)->Tensor: # (A, K, d) -> (A, K, n, hidden)
+        "What the hidden layer makes of each frame."
+        return factors(frames, self.n) @ self.hidden.weight[:, self.part:].T
+
+    def of_text(self, sentences:Tensor)->Tensor: # (C, d) -> (C, n, hidden)
+        "What it makes of each sentence."
+        return F.linear(factors(sentences, self.n), self.hidden.weight[:, :self.part], self.hidden.bias)
+
     def forward(self,
-        frames:Tensor, # (A, K, d)
-        sentences:Tensor, # (C, d)
+        audio:Tensor, # from `of_audio` (A, K, n, hidden)
+        text:Tensor, # from `of_text` (C, n, hidden)
         g:Tensor, # weights of frames (A, K, C), 0 at padding
         )->Tensor: # (n, A, C)
-        of_text, of_audio = self.hidden.weight.split(self.part, dim=1)
-        f, t = factors(frames, self.n), factors(sentences, self.n)
-        found = []
-        for c in range(self.n):
-            said = F.linear(t[:, c], of_text, self.hidden.bias).expand(len(f), -1, -1) # (A, C, hidden)
-            both = torch.baddbmm(said, g.mT, f[:, :, c] @ of_audio.T)
-            found.append(self.out(both.relu()).squeeze(2))
-        weights = torch.stack(found)
+        hidden = (torch.baddbmm(text[:, c].expand(len(audio), -1, -1), g.mT, audio[:, :, c]) for c in range(self.n))
+        weights = torch.stack([self.out(both.relu()).squeeze(2) for both in hidden])
         return weights.softmax(0) if self.bounded else weights
 
 # %% ../../nbs/alignment/33_factors.ipynb #05993e33

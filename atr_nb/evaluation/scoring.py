@@ -6,7 +6,6 @@
 from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from math import isqrt
 import torch
 from torch import nn, Tensor
 from tqdm import tqdm
@@ -73,6 +72,9 @@ def bytes_per_pair(
 # %% ../../nbs/evaluation/41_scoring.ipynb #2ee96d15
 BUDGET = {'cpu': 64*2**20, 'cuda': 2*2**30} # bytes
 
+def _floats(e:Encoded)->int: # that one row holds
+    return sum(x[0].numel() for x in (e.pooled, e.tokens, *e.levels) if x is not None)
+
 def block_shape(
     audio:Encoded, # clips
     text:Encoded, # captions
@@ -82,7 +84,8 @@ def block_shape(
     cost = bytes_per_pair(audio, text)
     n_pairs = budget // cost
     if n_pairs < 1: raise ValueError(f"a budget of {budget} bytes is too small: one clip with one caption may take {cost}; the default on a CPU is {BUDGET['cpu']}")
-    rows = min(len(audio), max(isqrt(n_pairs), n_pairs // len(text)))
+    balanced = int((n_pairs * _floats(text) / _floats(audio)) ** .5)
+    rows = min(len(audio), n_pairs, max(1, balanced, n_pairs // len(text)))
     return rows, min(len(text), n_pairs // rows)
 
 # %% ../../nbs/evaluation/41_scoring.ipynb #2f963015

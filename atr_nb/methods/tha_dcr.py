@@ -16,7 +16,7 @@ from ..model import Encoded, Encoder, mask_of, unit
 from ..training.losses import named, nt_xent, score_of
 
 # %% auto #0
-__all__ = ['DEPTHS', 'ALIGNMENTS', 'CONFIDENCES', 'Method', 'depths_of', 'DepthTower', 'THA']
+__all__ = ['DEPTHS', 'ALIGNMENTS', 'CONFIDENCES', 'Method', 'AT_A_TIME', 'depths_of', 'DepthTower', 'THA']
 
 # %% ../../nbs/methods/64_tha_dcr.ipynb #021f7d2a
 DEPTHS = 'low', 'middle', 'high'
@@ -30,22 +30,25 @@ def depths_of(
 
 # %% ../../nbs/methods/64_tha_dcr.ipynb #1368a16e
 class DepthTower(nn.Module):
-    "An encoder whose tokens are handed out at three depths, each in the joint space."
+    "An encoder whose tokens are handed out at several depths, each in the joint space."
     def __init__(self,
         encoder:Encoder, # with block outputs; without, layers of our own stand in for them
         width:int, # of the joint space
         stride:int=1, # neighbouring tokens averaged into one, in front of layers of our own
+        depths:tuple=DEPTHS, # of `DEPTHS`, from low to high, the last one 'high'
+        hierarchical:bool=True, # False: a head for each depth, and all of them read the last block
         ):
         super().__init__()
         self.encoder, self.stride = encoder, stride
-        widths = getattr(encoder, 'level_widths', None)
-        inputs = () if widths else (encoder.width, width, width)
-        self.layers = nn.ModuleList(Context(n, width, 1) for n in inputs)
-        before = [widths[k] for k in depths_of(len(widths))] if widths else 3 * [width]
-        self.heads = nn.ModuleList(nn.Sequential(nn.LayerNorm(n), nn.Linear(n, width)) for n in before)
+        given = getattr(encoder, 'level_widths', ())
+        self.layers = nn.ModuleList(Context(n, width, 1) for n in (() if given else (encoder.width, width, width)))
+        widths = given or 3 * (width,)
+        blocks = dict(zip(DEPTHS, depths_of(len(widths))))
+        self.blocks = [blocks[name if hierarchical else 'high'] for name in depths] # what each head reads
+        self.heads = nn.ModuleList(nn.Sequential(nn.LayerNorm(widths[k]), nn.Linear(widths[k], width)) for k in self.blocks)
 
-    def _depths(self, e:Encoded)->tuple[list, Tensor]: # tokens of three depths (B, T_l, d_l), mask of the last (B, T)
-        if not len(self.layers): return [e.levels[k] for k in depths_of(len(e.levels))], mask_of(e.tokens, e.mask)
+    def _outputs(self, e:Encoded)->tuple[list, Tensor]: # tokens of each block (B, T_l, d_l), mask of the last (B, T)
+        if not len(self.layers): return list(e.levels), mask_of(e.tokens, e.mask)
         x, mask = merge_tokens(e.tokens, e.mask, self.stride)
         found = []
         for layer in self.layers:
@@ -56,19 +59,16 @@ class DepthTower(nn.Module):
     def forward(self,
         x:Tensor, # what the encoder takes
         mask:Tensor|None=None, # True where valid
-        )->Encoded: # pooled (B, width); tokens and mask of the high depth; levels: low, middle, high (B, T_l, width)
-        depths, mask = self._depths(self.encoder(x, mask))
-        levels = tuple(head(tokens) for head, tokens in zip(self.heads, depths))
-        return Encoded(self.encoder.pool(levels[-1], mask), levels[-1], mask, levels)
+        )->Encoded: # pooled (B, width); tokens and mask of the high depth; levels: the depths below (B, T_l, width)
+        outputs, mask = self._outputs(self.encoder(x, mask))
+        *below, tokens = (head(outputs[k]) for head, k in zip(self.heads, self.blocks))
+        return Encoded(self.encoder.pool(tokens, mask), tokens, mask, tuple(below))
 
 def _unit_levels(e:Encoded)->Encoded: # vectors of length one; padding is zero, in levels too, some of which have more tokens
     scaled, dtype = unit(e), torch.promote_types(e.pooled.dtype, torch.float32)
     finer = [mask_of(e.tokens, e.mask).repeat_interleave(l.shape[1] // e.tokens.shape[1], 1)[..., None] for l in e.levels]
     levels = tuple(F.normalize(l.to(dtype), dim=2).masked_fill(~m, 0) for l, m in zip(e.levels, finer))
     return Encoded(scaled.pooled, scaled.tokens, scaled.mask, levels)
-
-def _level(e:Encoded, k:int)->Encoded: # the k-th level as tokens, without columns of nothing but padding
-    return Encoded(e.pooled, e.levels[k], e.levels[k].any(2)).trimmed()
 
 # %% ../../nbs/methods/64_tha_dcr.ipynb #eb4badfa
 ALIGNMENTS = {'cross': cross_attention, 'tokens': late_interaction}
@@ -79,6 +79,9 @@ def _refuse(ok:bool, what:str)->None:
 
 class THA(TwoTower):
     "Hierarchical alignment, disentangled factors, confidence. [paper: abstract only; built from its probable ancestors]"
+    choices = dict(align=('cross', 'tokens'), factors=(8, 4), confidence=('learned', 'bounded'),
+                   guide_temperature=(.1, .03, .3), alpha=(.01, .1), beta=(1., .3), learning_rate=(1, .5, 2))
+
     def __init__(self,
         audio:Encoder, # of sound, or `Precomputed` for cached features
         text:Encoder, # of words, with its block outputs
@@ -92,6 +95,7 @@ class THA(TwoTower):
         alpha:float=0.01, # weight of the decorrelation loss
         beta:float=1., # weight of the factors, in loss and score
         temperature:float=0.07, # of NT-Xent
+        hierarchical:bool=True, # False: every level reads the last block, a control with as many weights
         stride:int=1, # neighbouring frames averaged into one, in front of layers of our own
         ):
         _refuse(min(alpha, beta) >= 0, f'alpha={alpha}, beta={beta}, but weights of losses are at least 0')
@@ -103,9 +107,11 @@ class THA(TwoTower):
                 f'factors={factors} do not share a width of {width}, with two numbers each or more')
         _refuse(stride == 1 or not hasattr(audio, 'level_widths'), f'stride={stride}, but {audio.name} has blocks of its own')
         _refuse(hasattr(text, 'level_widths'), f'{text.name} says nothing of block outputs; give it as `SideBySide`, or what was stored of that as `StoredBlocks`')
-        super().__init__(DepthTower(audio, width, stride), DepthTower(text, width))
-        depths = [DEPTHS.index(name) for name in (named('THA', 'level', levels, DEPTHS) if levels else ())]
-        self.pairs = [(a, t) for a in depths for t in depths if pairs == 'all' or a == t]
+        aligned = named('THA', 'level', levels, DEPTHS) if levels else ()
+        self.depths = tuple(name for name in DEPTHS if name in aligned or name == 'high')
+        super().__init__(DepthTower(audio, width, stride, self.depths, hierarchical),
+                         DepthTower(text, width, 1, self.depths, hierarchical))
+        self.pairs = [(a, t) for a in aligned for t in aligned if pairs == 'all' or a == t]
         self.align, self.factors, self.alpha, self.beta = ALIGNMENTS[align], factors, alpha, beta
         self.temperature, self.guide_temperature = temperature, guide_temperature
         uniform = confidence == 'uniform' or not factors
@@ -113,29 +119,61 @@ class THA(TwoTower):
 
     def scaled(self, e:Encoded)->Encoded: return _unit_levels(e)
 
+    def depth(self, e:Encoded, name:str)->Encoded: # its tokens, without columns of nothing but padding
+        "A clip or caption at one depth."
+        if name == 'high': return e.trimmed()
+        tokens = e.levels[self.depths.index(name)]
+        return Encoded(e.pooled, tokens, tokens.any(2)).trimmed()
+
 Method = THA # what `create('tha_dcr', ...)` builds
+
+# %% ../../nbs/methods/64_tha_dcr.ipynb #0d0e5a52
+@patch
+def encode_audio(self:THA, x:Tensor, mask:Tensor|None=None)->Encoded: # levels: depths below the high one, the network's
+    e = self.scaled(self.audio(x, mask))
+    if self.confidence: e.levels += (self.confidence.of_audio(e.tokens).flatten(2),) # (B, T, n * hidden)
+    return e
+
+@patch
+def encode_text(self:THA, x:Tensor, mask:Tensor|None=None)->Encoded: # likewise
+    e = self.scaled(self.text(x, mask))
+    if self.confidence: e.levels += (self.confidence.of_text(e.pooled).flatten(1)[:, None],) # (B, 1, n * hidden)
+    return e
 
 # %% ../../nbs/methods/64_tha_dcr.ipynb #9f938c0c
 @patch
 def hierarchy(self:THA, audio:Encoded, text:Encoded)->Tensor: # (clips, captions)
     "The mean over the pairs of depths; without any, the cosine of the pooled vectors."
     if not self.pairs: return clip_sentence(audio, text)
-    return score_of({(a, t): self.align(_level(audio, a), _level(text, t)) for a, t in self.pairs})
+    heard, said = ({name: self.depth(e, name) for name in self.depths} for e in (audio, text))
+    return score_of({(a, t): self.align(heard[a], said[t]) for a, t in self.pairs})
 
 @patch
 def by_factor(self:THA, audio:Encoded, text:Encoded)->tuple[Tensor, Tensor, Tensor]: # (A, K, C), (n, A, C), (n, A, C)
     "Weights of frames, cosines of factors, and how far each is trusted."
     g, cosines = factor_cosines(audio.tokens, text.pooled, audio.mask, self.factors, self.guide_temperature)
-    if self.confidence: return g, cosines, self.confidence(audio.tokens, text.pooled, g)
-    return g, cosines, torch.full_like(cosines, 1 / self.factors)
+    if not self.confidence: return g, cosines, torch.full_like(cosines, 1 / self.factors)
+    n_frames = audio.tokens.shape[1] # without padding that is none of these clips'
+    heard, said = (x.unflatten(-1, (self.factors, -1)) for x in (audio.levels[-1][:, :n_frames], text.levels[-1][:, 0]))
+    return g, cosines, self.confidence(heard, said, g)
+
+# %% ../../nbs/methods/64_tha_dcr.ipynb #e704ae53
+AT_A_TIME = {'cpu': 512, 'cuda': 2**17} # pairs whose factors are compared together
+
+@patch
+def local(self:THA, audio:Encoded, text:Encoded)->Tensor: # (clips, captions)
+    "The factors' score, in groups of pairs that fit the cache."
+    rows = max(1, AT_A_TIME[audio.tokens.device.type] // len(text))
+    def scored(clips):
+        _, cosines, trust = self.by_factor(clips, text)
+        return (cosines * trust).sum(0)
+    return torch.cat([scored(audio[i:i + rows]) for i in range(0, len(audio), rows)])
 
 @patch
 def similarity(self:THA, audio:Encoded, text:Encoded)->Tensor: # (clips, captions)
     "The hierarchy, and beta times the factors."
     hierarchy = self.hierarchy(audio, text)
-    if not self.factors: return hierarchy
-    _, cosines, trust = self.by_factor(audio, text)
-    return hierarchy + self.beta * (cosines * trust).sum(0)
+    return hierarchy + self.beta * self.local(audio, text) if self.factors else hierarchy
 
 @patch
 def loss(self:THA, audio:Encoded, text:Encoded, clip_ids:Tensor)->dict: # the total, and each part under its name
