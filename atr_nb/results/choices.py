@@ -12,7 +12,7 @@ import numpy as np, pandas as pd
 import atr_nb
 from ..files import Damaged, sealed, unsealed, write_file
 from ..methods import names
-from .runs import TRIAL, Lab
+from .runs import TRIAL, Lab, Workbench
 from ..settings import Settings
 
 # %% auto #0
@@ -90,10 +90,11 @@ class Search:
         n:int=12, # trials
         seed:int=0, # of the draw and of the training
         row:Callable[[dict, str, int], dict]|None=None, # (values, dataset, seed) -> arguments of `Lab.trial`; None: `as_row`
+        bench:Workbench|None=None, # other encoders, as `Lab.trial` takes them
         ):
-        self.lab, self.method, self.seed = lab, method, seed
+        self.lab, self.method, self.seed, self.bench = lab, method, seed, bench or lab
         self.choices = choices_of(method) if choices is None else choices
-        self.row = row or (lambda values, dataset, seed: as_row(lab, method, lab.frames() | values))
+        self.row = row or (lambda values, dataset, seed: as_row(lab, method, lab.frames() | values) | dict(bench=bench))
         self.settings, self.folder = draw(self.choices, n, seed), lab.folder/method
         self._try_out()
         s = lab.settings
@@ -105,7 +106,7 @@ class Search:
     def _try_out(self)->None:
         "Build each model once. ValueError naming the trial whose values the method refuses."
         for k, values in enumerate(self.settings):
-            try: self.lab.model(self.method, as_row(self.lab, self.method, values)['options'], self.seed)
+            try: self.bench.model(self.method, as_row(self.lab, self.method, values)['options'], self.seed)
             except (ValueError, TypeError) as e: raise ValueError(f'{self.method}, trial {k} ({values}): {e}') from e
 
     def run(self)->pd.DataFrame: # a row per trial and dataset
@@ -115,13 +116,22 @@ class Search:
         outcomes = try_all(self.lab, plan, self.method)
         lines = [dict(method=self.method, trial=k, values=self.settings[k]) | outcome
                  for (k, _), outcome in zip(todo, outcomes)]
-        write_file(self.folder/'trials.jsonl', ''.join(json.dumps(sealed(line)) + '\n' for line in lines))
+        write_file(self.file, ''.join(json.dumps(sealed(line)) + '\n' for line in lines))
+        return pd.DataFrame([_shown(line) for line in lines])
+
+    @property
+    def file(self)->Path: return self.folder/'trials.jsonl'
+
+    def found(self)->pd.DataFrame: # as from `run`
+        "The trials as they were written down, by whatever code made them; each names its commit."
+        lines = [unsealed(json.loads(line), str(self.file)) for line in self.file.read_text().splitlines()]
         return pd.DataFrame([_shown(line) for line in lines])
 
 def _shown(line:dict)->dict: # of `trials.jsonl`, as a row of a table; a trial that failed has neither score nor time
     values = {name: word(value) for name, value in line['values'].items()}
     measured = {name: line.get(name, math.nan) for name in ('score', 'seconds')}
-    return dict(trial=line['trial'], **values, dataset=line['dataset'], **measured, failed=line['failed'])
+    about = dict(failed=line['failed'], commit=line.get('commit', ''))
+    return dict(trial=line['trial'], **values, dataset=line['dataset'], **measured, **about)
 
 def word(value)->str: # of a value, for tables and groups
     return ', '.join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

@@ -17,7 +17,7 @@ from ..evaluation.metrics import hits
 from ..model import Encoded, RetrievalModel
 
 # %% auto #0
-__all__ = ['found_alone', 'found_by_kind', 'levels_figure', 'pulls']
+__all__ = ['found_alone', 'found_by_kind', 'levels_figure', 'pulls', 'of_matches']
 
 # %% ../../nbs/results/77_levels.ipynb #b749b791
 def found_alone(
@@ -70,3 +70,19 @@ def pulls(
 def _gradient(loss:Tensor, weights:list)->Tensor: # all in one row; zeros for weights that the loss does not reach
     found = torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)
     return torch.cat([torch.zeros_like(w).flatten() if g is None else g.flatten() for g, w in zip(found, weights)])
+
+# %% ../../nbs/results/77_levels.ipynb #3bd69758
+@torch.no_grad()
+def of_matches(
+    model:RetrievalModel, # in eval mode
+    pairs:Pairs,
+    look:Callable[[Encoded, Encoded], Tensor], # clips, captions -> (..., clips, captions)
+    batch_size:int=64, # captions at a time
+    )->Tensor: # (..., all captions)
+    "What a look says of each caption and its own clip."
+    device, seen = next(model.parameters()).device, []
+    for rows in torch.arange(len(pairs)).split(batch_size):
+        b = pairs.batch(rows).to(device)
+        audio, text = model.encode_audio(b.audio, b.audio_mask), model.encode_text(b.text, b.text_mask)
+        seen.append(look(audio, text).diagonal(dim1=-2, dim2=-1).cpu())
+    return torch.cat(seen, dim=-1)
