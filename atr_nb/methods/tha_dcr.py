@@ -38,7 +38,7 @@ class DepthTower(nn.Module):
         ):
         super().__init__()
         self.encoder, self.stride = encoder, stride
-        widths = getattr(encoder, 'level_widths', None)
+        widths = encoder.level_widths
         inputs = () if widths else (encoder.width, width, width)
         self.layers = nn.ModuleList(Context(n, width, 1) for n in inputs)
         before = [widths[k] for k in depths_of(len(widths))] if widths else 3 * [width]
@@ -74,7 +74,7 @@ def _level(e:Encoded, k:int)->Encoded: # the k-th level as tokens, without colum
 ALIGNMENTS = {'cross': cross_attention, 'tokens': late_interaction}
 CONFIDENCES = 'learned', 'bounded', 'uniform'
 
-def _refuse(ok:bool, what:str)->None:
+def _refuse(ok:object, what:str)->None:
     if not ok: raise ValueError(f'THA: {what}')
 
 class THA(TwoTower):
@@ -101,8 +101,8 @@ class THA(TwoTower):
             _refuse(value in known, f'{what}={value!r} is unknown; use one of {", ".join(known)}')
         _refuse(factors >= 0 and (not factors or width % factors == 0 and width > factors),
                 f'factors={factors} do not share a width of {width}, with two numbers each or more')
-        _refuse(stride == 1 or not hasattr(audio, 'level_widths'), f'stride={stride}, but {audio.name} has blocks of its own')
-        _refuse(hasattr(text, 'level_widths'), f'{text.name} says nothing of block outputs; give it as `SideBySide`, or what was stored of that as `StoredBlocks`')
+        _refuse(stride == 1 or not audio.level_widths, f'stride={stride}, but {audio.name} has blocks of its own')
+        _refuse(text.level_widths, f'{text.name} says nothing of block outputs; give it as `SideBySide`, or what was stored of that as `StoredBlocks`')
         super().__init__(DepthTower(audio, width, stride), DepthTower(text, width))
         depths = [DEPTHS.index(name) for name in (named('THA', 'level', levels, DEPTHS) if levels else ())]
         self.pairs = [(a, t) for a in depths for t in depths if pairs == 'all' or a == t]
