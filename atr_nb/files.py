@@ -15,9 +15,9 @@ from torch import nn
 import atr_nb
 
 # %% auto #0
-__all__ = ['PACKAGE', 'ASIDE', 'FULL', 'BLANK', 'HEAD', 'hash_json', 'hash_file', 'digest', 'weights_hash', 'code_hash', 'atomic',
-           'sweep', 'write_file', 'Damaged', 'sealed', 'unsealed', 'save_json', 'load_json', 'seal', 'check', 'intact',
-           'save_arrays', 'load_arrays']
+__all__ = ['PACKAGE', 'ASIDE', 'FULL', 'BLANK', 'HEAD', 'hash_json', 'hash_file', 'digest', 'weights_hash', 'config_facts',
+           'code_hash', 'atomic', 'sweep', 'write_file', 'Damaged', 'sealed', 'unsealed', 'save_json', 'load_json',
+           'seal', 'check', 'intact', 'save_arrays', 'load_arrays']
 
 # %% ../nbs/02_files.ipynb #d2bdcdf2
 def hash_json(
@@ -60,6 +60,12 @@ def weights_hash(
         h.update(f'{key}{tuple(value.shape)}{value.dtype}'.encode())
         h.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
     return h.hexdigest()[:16]
+
+def config_facts(
+    config, # of a network of the transformers library
+    )->dict: # what JSON can hold
+    "What a configuration says of the network; not where it was found, and which version of the library wrote it."
+    return {k: v for k, v in config.to_dict().items() if k not in ('_name_or_path', 'transformers_version')}
 
 # %% ../nbs/02_files.ipynb #8d4f1b6b
 PACKAGE = Path(atr_nb.__file__).resolve().parent

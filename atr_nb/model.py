@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from .files import weights_hash
 
 # %% auto #0
-__all__ = ['mask_of', 'pool_tokens', 'masked_softmax', 'positions', 'Encoded', 'unit', 'Encoder', 'freeze', 'RetrievalModel']
+__all__ = ['mask_of', 'pool_tokens', 'masked_softmax', 'positions', 'Encoded', 'unit', 'Encoder', 'Precomputed', 'freeze',
+           'RetrievalModel']
 
 # %% ../nbs/01_model.ipynb #aeaa69f0
 def mask_of(
@@ -125,6 +126,8 @@ class Encoder(nn.Module):
     how:str = 'mean+max' # how tokens are summarised, see `pool_tokens`
     sample_rate:int|None = None # of the sound it takes, in Hz; None: it takes no sound
     frame_seconds:float|None = None # from one token to the next; None: tokens have no place in time
+    longest_seconds:float|None = None # of a clip that it takes; None: clips of any length
+    level_widths:tuple[int,...] = () # of the block outputs that it hands out as levels
 
     def forward(self, x:Tensor, mask:Tensor|None=None)->Encoded: raise NotImplementedError # mask: True where x is valid
 
@@ -135,6 +138,34 @@ class Encoder(nn.Module):
     def fingerprint(self)->str: # 16 hexadecimal digits
         "Hash of everything that decides what the encoder computes; here: name, weights and buffers."
         return weights_hash(self.name, self)
+
+    def folded(self)->Encoder: return self # or a frozen copy that computes the same faster
+
+    def stand_in(self)->Encoder:
+        "What takes this encoder's place in a model, once its tokens are stored."
+        return Precomputed(self.width, self.how)
+
+# %% ../nbs/01_model.ipynb #b64cad4b
+class Precomputed(Encoder):
+    "Stands where an encoder would, for features computed before."
+    name = 'precomputed'
+
+    def __init__(self,
+        width:int, # of the features
+        pool:str, # how the encoder summarises: 'mean+max', 'mean' or 'cls'
+        ):
+        super().__init__()
+        self.width, self.how = width, pool
+
+    def fingerprint(self)->str: return f'{self.name}-{self.width}-{self.how}' # it has no weights
+
+    def forward(self,
+        features:Tensor, # (B, T, width)
+        mask:Tensor|None=None, # True where valid (B, T)
+        )->Encoded: # the same as tokens, and their pooled vector
+        if features.shape[-1] != self.width:
+            raise ValueError(f"features of width {features.shape[-1]}, but {self.width} were expected: they come from another encoder; extract them again")
+        return Encoded(self.pool(features, mask), features, mask)
 
 # %% ../nbs/01_model.ipynb #42a4d7bc
 def freeze(module:nn.Module)->nn.Module:

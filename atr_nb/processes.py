@@ -4,7 +4,7 @@
 
 # %% ../nbs/05_processes.ipynb #214f876f
 from __future__ import annotations
-import multiprocessing, sys, threading, warnings
+import ctypes, multiprocessing, os, signal, sys, threading, traceback, warnings
 from collections.abc import Callable
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -13,24 +13,40 @@ import torch
 from tqdm import tqdm
 
 # %% auto #0
-__all__ = ['can_fork', 'together']
+__all__ = ['PR_SET_PDEATHSIG', 'can_fork', 'together']
 
 # %% ../nbs/05_processes.ipynb #9534c835
 def can_fork()->bool:
     "Whether tasks can be given to copies of this process: on Linux, without a GPU."
     return sys.platform == 'linux' and not torch.cuda.is_available()
 
+# %% ../nbs/05_processes.ipynb #84626bad
+PR_SET_PDEATHSIG = 1 # of prctl, in linux/prctl.h
+
+def _end_with(
+    parent:int, # number of the process that made this one
+    )->None:
+    "Let this process be killed when its parent ends; end now if it has ended already."
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL):
+        raise OSError(ctypes.get_errno(), 'the kernel will not end this process with its parent')
+    if os.getppid() != parent: os._exit(1)
+
 # %% ../nbs/05_processes.ipynb #ab14e674
-def _in_child(task:Callable[[], object], said:Path)->None:
+def _in_child(task:Callable[[], object], said:Path, parent:int)->None:
     "Do the task in a process that was just forked."
+    _end_with(parent)
     torch.set_num_threads(1)
     tqdm.set_lock(threading.RLock())
     with said.open('w') as sys.stdout:
         sys.stderr = sys.stdout
-        task()
+        try: task()
+        except Exception as e:
+            traceback.print_exception(e, limit=-3, chain=False)
+            sys.exit(1)
 
 def _fork(task:Callable[[], object], said:Path)->multiprocessing.Process:
-    child = multiprocessing.get_context('fork').Process(target=_in_child, args=(task, said), daemon=True)
+    said.touch() # it may die before it says a word
+    child = multiprocessing.get_context('fork').Process(target=_in_child, args=(task, said, os.getpid()), daemon=True)
     with warnings.catch_warnings(): # Python 3.12 warns of any fork beside threads; see above why these do no harm
         warnings.simplefilter('ignore', DeprecationWarning)
         child.start()
@@ -41,18 +57,18 @@ def together(
     tasks:dict[str, Callable[[], object]], # what it is -> what to do; each leaves its result in files
     jobs:int, # processes at a time
     bar:tqdm, # advanced when a task has ended
-    )->None:
+    )->set[str]: # what is done
     "Do tasks, several at a time. One whose process fails is left undone; whoever asks for its result does it again."
     if jobs < 2 or len(tasks) < 2:
         for name, task in tasks.items():
             bar.set_postfix_str(name)
             task()
             bar.update()
-        return
-    with TemporaryDirectory() as folder: _in_processes(tasks, jobs, bar, Path(folder))
+        return set(tasks)
+    with TemporaryDirectory() as folder: return _in_processes(tasks, jobs, bar, Path(folder))
 
-def _in_processes(tasks:dict, jobs:int, bar:tqdm, folder:Path)->None:
-    waiting, running = list(enumerate(tasks.items())), {} # running: child -> its task's name and what it said
+def _in_processes(tasks:dict, jobs:int, bar:tqdm, folder:Path)->set[str]:
+    waiting, running, done = list(enumerate(tasks.items())), {}, set() # running: child -> its task's name and what it said
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
@@ -61,15 +77,19 @@ def _in_processes(tasks:dict, jobs:int, bar:tqdm, folder:Path)->None:
                 running[_fork(task, said)] = name, said
             bar.set_postfix_str('; '.join(name for name, _ in running.values()))
             ended = wait([child.sentinel for child in running], timeout=1)
-            for child in [c for c in running if c.sentinel in ended]: _collect(child, *running.pop(child), bar)
+            for child in [c for c in running if c.sentinel in ended]:
+                name, said = running.pop(child)
+                if _succeeded(child, name, said): done.add(name)
+                bar.update()
     finally:
         for child in running: child.terminate()
         for child in running: child.join()
+    return done
 
-def _collect(child:multiprocessing.Process, name:str, said:Path, bar:tqdm)->None:
-    "Take note of a process that has ended, and pass on what it said."
+def _succeeded(child:multiprocessing.Process, name:str, said:Path)->bool:
+    "Pass on what a process said that has ended; whether it did its task."
     child.join()
     text = said.read_text().strip()
-    if child.exitcode: text = f'{name}: its process ended with {child.exitcode}; it is done again when it is asked for.'
-    if text: tqdm.write(text, file=sys.stderr)
-    bar.update()
+    if child.exitcode: text = f'{name}: its process ended with {child.exitcode}; it is done again when it is asked for.\n{text}'
+    if text: tqdm.write(text.rstrip(), file=sys.stderr)
+    return not child.exitcode

@@ -17,7 +17,7 @@ import os, re
 __all__ = ['WITHOUT_EFFECT', 'Settings', 'suggest', 'find_ini', 'profiles', 'load', 'from_parameters']
 
 # %% ../nbs/00_settings.ipynb #7377b4de
-WITHOUT_EFFECT = 'force', 'jobs' # settings that cannot change a number
+WITHOUT_EFFECT = 'force', 'jobs', 'methods' # settings that cannot change a run's numbers
 
 @dataclass(frozen=True, repr=False)
 class Settings:
@@ -27,8 +27,9 @@ class Settings:
     train_size:int = 0 # training pairs of a clip and a caption, so that data with several captions per clip cost no more
     val_size:int = 0 # validation clips; for this and the other two: 0 means all of audiocaps or clotho, scenes need a number
     test_size:int = 0 # test clips
-    audio_encoder:str = 'aisfx' # aisfx, cnn10, cnn14 or resnet38
-    audio_weights:Path|None = None # a PANNs checkpoint as downloaded; empty: random weights (aisfx brings its own)
+    audio_encoder:str = 'aisfx' # aisfx, cnn10, cnn14, resnet38, htsat or ast
+    audio_weights:Path|None = None # a PANNs checkpoint as downloaded; for htsat and ast the folder of a CLAP model or an AST; empty: random weights (aisfx brings its own)
+    long_clips:str = 'refuse' # what htsat and ast do with clips longer than the ten seconds they take: refuse them, or hear them in windows
     text_encoder:str = 'minilm' # minilm, tiny, a model name of the Hugging Face hub, or a folder (begins with . / or ~)
     finetune:bool = False # train the encoders too (True), or cache their features (False)
     width:int = 512 # dimension of the joint space
@@ -50,10 +51,11 @@ class Settings:
     captions_seen:tuple[str,...] = ('train',) # splits of the dataset that this other captioner was trained on
     out:Path = Path('reports') # where tables, figures and run records go
     force:bool = False # run again what has been run already
+    methods:tuple[str,...] = () # which methods the page of choices makes trials of; empty: all that declare choices
     root:Path = Path('.') # the folder of settings.ini; found, not set
 
     def describe(self)->dict: # name -> plain value; paths are shortened, so that the page reads the same on every machine
-        "What was asked for, without what cannot change a number (`force`, `jobs`, `root`)"
+        "What was asked for, without what cannot change a run's numbers (`force`, `jobs`, `methods`, `root`)"
         return {k: _plain(getattr(self, k), self.root) for k in _types if k not in WITHOUT_EFFECT}
 
     def __repr__(self): return f'Settings({", ".join(f"{k}={v!r}" for k, v in self.describe().items())})'
@@ -86,7 +88,8 @@ _rules = dict(
     profile=(lambda v: True, 'a section of settings.ini'),
     datasets=(lambda v: _distinct(v) and set(v) <= set(_datasets), 'one or more of ' + ', '.join(_datasets)),
     train_size=_size, val_size=_size, test_size=_size,
-    audio_encoder=_one_of('aisfx', 'cnn10', 'cnn14', 'resnet38'), audio_weights=(lambda v: True, 'the path of a file'),
+    audio_encoder=_one_of('aisfx', 'cnn10', 'cnn14', 'resnet38', 'htsat', 'ast'),
+    audio_weights=(lambda v: True, 'the path of a file or a folder'), long_clips=_one_of('refuse', 'windows'),
     text_encoder=(bool, 'minilm, tiny, a model name or a folder'), finetune=_yes_no,
     width=_whole(1, 10**5), batch_size=_whole(2, 10**6), epochs=_whole(1, 10**6), lr_step=_whole(1, 10**6),
     schedule=_one_of('steps', 'one-cycle'),
@@ -96,7 +99,8 @@ _rules = dict(
     jobs=_whole(0, 256, ' (0 means one per core, 8 at most)'),
     captions=(lambda v: v is None or v.is_file(), 'a file that exists'),
     captions_seen=(lambda v: set(v) <= {'train', 'val', 'test'}, 'none, one or more of train, val, test'),
-    cache=_path, runs=_path, data=_path, out=_path, force=_yes_no)
+    cache=_path, runs=_path, data=_path, out=_path, force=_yes_no,
+    methods=(lambda v: len(set(v)) == len(v), 'none, or names of methods, each once'))
 
 # %% ../nbs/00_settings.ipynb #73d34014
 _words = {'yes':True, 'true':True, 'on':True, '1':True, 'no':False, 'false':False, 'off':False, '0':False}

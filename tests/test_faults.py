@@ -13,12 +13,16 @@ import subprocess
 import sys
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
 import pytest
+from filelock import FileLock, Timeout
 
 from atr_nb.data import features
+from atr_nb.files import load_json
+from atr_nb.results import runs
 from atr_nb.results.runs import Lab
 from atr_nb.results.tables import load_ranks, load_records
 from atr_nb.settings import load
@@ -147,14 +151,25 @@ def test_damaged_at_random_places(undisturbed, tmp_path, request, capsys, monkey
     tell(capsys, 'damaged files, named', tries, named)
 
 
-def test_a_damaged_state_of_a_cut_run(undisturbed, tmp_path, capsys, monkeypatch):
+def make_run(lab): return lab.run('main', 'NT-Xent', 'scenes-sparse', 0)
+def make_trial(lab): return lab.trial('scenes-sparse', 0)
+
+
+@pytest.fixture
+def small(undisturbed, tmp_path, monkeypatch):
+    "Build labs with the features of the undisturbed project and runs of their own, each as in a process that has made nothing yet"
+    project(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return lambda: Lab(load(cache=str(undisturbed[0]/'cache'), runs=str(tmp_path/'runs'), epochs=3), 'baseline')
+
+
+@pytest.mark.parametrize('make', [make_run, make_trial])
+def test_a_damaged_state_of_a_cut_run(small, monkeypatch, make):
     "Cut in its third epoch, and then the state is damaged: named, and trained from the beginning"
     from atr_nb.training import trainer
-    (source, numbers, _) = undisturbed
-    shutil.copytree(source, tmp_path/'there')
-    folder = tmp_path/'there'
-    monkeypatch.chdir(folder)
-    for run in [r for r in (folder/'runs').iterdir() if r.name != 'locks']: shutil.rmtree(run)
+    right = make(small())
+    folder = small().settings.runs/right['run']
+    for file in folder.iterdir(): file.unlink()
     epochs, run_epoch = [], trainer.run_epoch
     def cut(*args):
         epochs.append(1)
@@ -162,10 +177,36 @@ def test_a_damaged_state_of_a_cut_run(undisturbed, tmp_path, capsys, monkeypatch
         return run_epoch(*args)
     with monkeypatch.context() as m:
         m.setattr(trainer, 'run_epoch', cut)
-        with pytest.raises(KeyboardInterrupt): again(folder)
-    state = next((folder/'runs').rglob('state.pt'))
-    data = bytearray(state.read_bytes())
+        with pytest.raises(KeyboardInterrupt): make(small())
+    data = bytearray((folder/'state.pt').read_bytes())
     data[len(data) // 2] ^= 1
-    state.write_bytes(data)
-    with pytest.warns(UserWarning, match='state.pt is damaged'): again(folder)
-    assert outcome(folder) == numbers
+    (folder/'state.pt').write_bytes(data)
+    with pytest.warns(UserWarning, match='state.pt is damaged'): again = make(small())
+    assert [again[k] for k in ('run', 'metrics')] == [right[k] for k in ('run', 'metrics')]
+
+
+@pytest.mark.parametrize('make, record', [(make_run, 'record.json'), (make_trial, 'trial.json')])
+def test_a_record_is_read_while_nobody_else_can_write_it(small, monkeypatch, make, record):
+    lab, read = small(), []
+    def under_lock(file):
+        with pytest.raises(Timeout): FileLock(file.with_name('lock')).acquire(timeout=0)
+        read.append(file.name)
+        return load_json(file)
+    monkeypatch.setattr(runs, 'load_json', under_lock)
+    assert make(lab) and read[-1] == record
+
+
+@pytest.mark.parametrize('make, record', [(make_run, 'record.json'), (make_trial, 'trial.json')])
+def test_force_asks_until_it_is_done(small, monkeypatch, make, record):
+    right = make(small())
+    forced, file = small(), small().settings.runs/right['run']/record
+    forced.settings = replace(forced.settings, force=True)
+    def interrupted(*args, **force): raise KeyboardInterrupt
+    with monkeypatch.context() as m:
+        m.setattr(runs, '_ensure', interrupted) # while it waits for the lock, say
+        with pytest.raises(KeyboardInterrupt): make(forced)
+    before = file.stat().st_mtime_ns
+    assert make(forced)['metrics'] == right['metrics']
+    anew = file.stat().st_mtime_ns
+    make(forced)
+    assert before < anew == file.stat().st_mtime_ns

@@ -28,7 +28,7 @@ SOUND = 'data.audio data.datasets data.scenes'.split()
 FEATURES = SOUND + 'data.features encoders.panns encoders.aisfx model'.split()
 WORDS = 'data.features data.captions encoders.text model'.split()
 parsed = files._module.__wrapped__
-RUN = FEATURES + WORDS + ('data.batches encoders.tower alignment.pooling alignment.tokens evaluation.metrics evaluation.scoring methods.mgrl '
+RUN = FEATURES + WORDS + ('data.batches encoders.tower encoders.transformers alignment.pooling alignment.tokens evaluation.metrics evaluation.scoring methods.mgrl '
     'training.losses training.recipe training.checkpoints training.trainer training.curriculum results.opening results.runs').split()
 
 
@@ -109,7 +109,7 @@ def test_every_module_that_can_change_a_number_is_tried():
     aside += 'results.auxiliary results.cost results.hearing results.levels results.compare results.choices '
     aside += 'training.checks evaluation.significance methods.__init__ '
     aside += 'methods.baseline methods.cmlf methods.hci_ac methods.tha_dcr alignment.segments alignment.factors alignment.cross '
-    aside += 'results.blocks training.captioner encoders.patches encoders.transformers' # those of other runs
+    aside += 'results.blocks training.captioner encoders.patches' # those of other runs
     modules = {'.'.join(p.relative_to(ROOT/'atr_nb').with_suffix('').parts) for p in (ROOT/'atr_nb').rglob('*.py')}
     modules = {m for m in modules if not m.endswith('.__init__')}
     assert modules - set(aside.split()) == set(RUN)

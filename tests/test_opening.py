@@ -7,11 +7,13 @@ import pytest
 import soundfile as sf
 import test_training as toy
 import torch
+from transformers import ASTConfig, ASTModel, ClapAudioConfig, ClapConfig, ClapModel
 
 from atr_nb import cli
 from atr_nb.data.datasets import AudioCaps, Clotho
 from atr_nb.encoders.panns import Cnn10, load_panns
 from atr_nb.results.opening import TABLES, check
+from atr_nb.results.runs import Workbench
 from atr_nb.settings import load
 from atr_nb.training import trainer
 
@@ -150,6 +152,52 @@ def test_a_hub_model_may_be_downloaded(project, monkeypatch):
     with pytest.raises(ValueError, match='HF_HUB_OFFLINE forbids'): check(load(text_encoder='bert-base-nowhere'))
     monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', False)
     check(load(text_encoder='bert-base-nowhere'))
+
+
+@pytest.fixture(scope='module')
+def transformers(tmp_path_factory):
+    "Folders of a small CLAP model and a small AST"
+    folder = tmp_path_factory.mktemp('transformers')
+    audio = ClapAudioConfig(patch_embeds_hidden_size=16, depths=[1, 1, 1, 1], num_attention_heads=[1, 2, 4, 8], hidden_size=128)
+    text = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=1, intermediate_size=16, vocab_size=50)
+    ClapModel(ClapConfig(text_config=text, audio_config=audio.to_dict(), projection_dim=8)).save_pretrained(folder/'htsat')
+    ASTModel(ASTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)).save_pretrained(folder/'ast')
+    return folder
+
+
+@pytest.mark.parametrize('name', ['htsat', 'ast'])
+@pytest.mark.parametrize('finetune', [False, True])
+def test_a_transformer_for_sound(project, transformers, name, finetune):
+    bench = Workbench(load(datasets='scenes-sparse', text_encoder='tiny', audio_encoder=name, audio_weights=transformers/name, finetune=finetune))
+    model = bench.model('baseline', {}, 0).eval()
+    b = bench.pairs('scenes-sparse', 'val').batch(torch.arange(2))
+    with torch.no_grad(): assert model.encode_audio(b.audio, b.audio_mask).pooled.isfinite().all()
+    again = Workbench(bench.settings)
+    assert again.fingerprints == bench.fingerprints
+    if finetune: assert not len(bench.model('tha_dcr', dict(width=16), 0).audio.layers) # it has blocks of its own
+
+
+def test_weights_of_another_kind(project, transformers):
+    (project/'panns.pth').touch()
+    (project/'empty').mkdir()
+    for encoder, weights, told in (
+        ('aisfx', transformers/'htsat', 'aisfx brings its own weights'), ('cnn10', transformers/'htsat', 'is not a file; cnn10 takes'),
+        ('htsat', 'panns.pth', 'is not a folder; htsat takes'), ('ast', 'nowhere', 'nowhere does not exist; ast takes the folder'),
+        ('htsat', 'empty', 'has no config.json'), ('ast', transformers/'htsat', "type 'clap'"), ('htsat', transformers/'ast', "one of type 'clap' is wanted")):
+        with pytest.raises((ValueError, FileNotFoundError), match=told): check(load(audio_encoder=encoder, audio_weights=weights))
+
+
+def test_a_clip_that_is_too_long_for_a_transformer(data, transformers):
+    given = ALL | dict(datasets=data.name, audio_encoder='htsat', audio_weights=transformers/'htsat')
+    for part in ('val', 'validation'): sf.write(data/part/'rain.wav', 0.1 * np.sin(np.arange(12 * 16000) / 5), 16000)
+    if data.name == 'audiocaps': return check(load(**given)) # is cut to ten seconds
+    with pytest.raises(ValueError, match="clip 'rain.wav' of Clotho, val, has 12.0 s, but htsat takes 10.3"): check(load(**given))
+    check(load(**given, long_clips='windows'))
+
+
+def test_methods_by_name(project):
+    check(load(methods='mgrl, baseline'))
+    with pytest.raises(ValueError, match="methods: 'mgrll' is unknown; did you mean mgrl"): check(load(methods='mgrll'))
 
 
 # PANNs checkpoints

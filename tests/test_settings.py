@@ -70,7 +70,7 @@ def test_mistakes_in_the_file(project, text, told):
     ('train_size', -1), ('train_size', 1.5), ('train_size', True), ('train_size', 'many'), ('train_size', float('inf')), ('epochs', 0), ('batch_size', 1),
     ('learning_rate', 0), ('learning_rate', 'fast'), ('learning_rate', float('nan')), ('seeds', ''), ('seeds', []), ('seeds', [0, 0]), ('seeds', [-1]), ('seeds', '0,x'),
     ('seeds', {}), ('device', 'gpu'), ('device', 'cuda:'), ('precision', 'fp8'), ('audio_encoder', 'resnet'), ('datasets', 'scenes'), ('datasets', 'clotho,clotho'),
-    ('schedule', 'cosine'), ('finetune', 'perhaps'), ('text_encoder', ''), ('out', ''), ('out', 7), ('cache', 'settings.ini'),
+    ('schedule', 'cosine'), ('long_clips', 'cut'), ('methods', 'mgrl,mgrl'), ('finetune', 'perhaps'), ('text_encoder', ''), ('out', ''), ('out', 7), ('cache', 'settings.ini'),
     *((key, 10**20) for key in ('train_size', 'val_size', 'test_size', 'width', 'batch_size')),
     *((key, 10**20) for key in ('epochs', 'lr_step', 'patience')),
     ('seeds', [0, 10**20]), ('ablation_seeds', 2**63), ('width', 1e20), ('width', '9' * 5000)])
@@ -135,6 +135,11 @@ def test_describe_is_plain_and_short(project):
     assert s.describe()['cache'] == '~/somewhere' and s.describe()['out'] == 'reports'
     assert str(project) not in repr(s) + s._repr_markdown_()
     assert load(**{k: v for k, v in s.describe().items()}) == s
+
+
+def test_which_methods_are_tried_is_no_part_of_what_was_asked_for(project):
+    assert load().methods == () and load(methods='mgrl, cmlf').methods == ('mgrl', 'cmlf')
+    assert load(methods=['mgrl']).describe() == load().describe()
 
 
 def test_only_the_standard_library():

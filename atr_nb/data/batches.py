@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
-from .datasets import Clips
+from .datasets import Clips, Part
 from .features import load_waves
 
 # %% auto #0
-__all__ = ['Inputs', 'Waveforms', 'Tokens', 'Batch', 'Beside', 'apart', 'Pairs', 'RandomBatches']
+__all__ = ['Inputs', 'Waveforms', 'Tokens', 'Batch', 'Beside', 'apart', 'Pairs', 'part', 'RandomBatches']
 
 # %% ../../nbs/data/15_batches.ipynb #400f5939
 class Inputs(Protocol):
@@ -148,6 +148,15 @@ class _Jobs:
     def __getitem__(self, k): return self.pairs.batch(self.todo[k])
 
 def _same(x): return x
+
+# %% ../../nbs/data/15_batches.ipynb #3ceb497e
+def part(
+    pairs:Pairs, # with cached features
+    rows:list[int], # clips, in the order wanted
+    )->Pairs:
+    "Some clips of a split, and their captions."
+    clips, captions = Part(pairs.clips, rows), torch.arange(len(pairs)).split(pairs.clip_of_caption.bincount().tolist())
+    return Pairs(pairs.audio[rows], pairs.text[torch.cat([captions[i] for i in rows])], clips.clip_of_caption, clips)
 
 # %% ../../nbs/data/15_batches.ipynb #6bca0ff6
 class RandomBatches:

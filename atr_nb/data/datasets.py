@@ -18,9 +18,9 @@ from .audio import decode, file_duration
 from ..files import code_hash, digest, hash_json
 
 # %% auto #0
-__all__ = ['AUDIO_SUFFIXES', 'MEI_SIZES', 'CLOTHO_SPLITS', 'check_clips', 'Clips', 'read_table', 'caption_columns',
-           'read_captions', 'Files', 'inside', 'Folder', 'audio_files', 'size_note', 'Listed', 'split_name',
-           'AudioCaps', 'Clotho', 'Lengthened', 'unplayable']
+__all__ = ['SPLITS', 'AUDIO_SUFFIXES', 'MEI_SIZES', 'CLOTHO_SPLITS', 'check_clips', 'Clips', 'Part', 'read_table',
+           'caption_columns', 'read_captions', 'Files', 'inside', 'Folder', 'audio_files', 'size_note', 'Listed',
+           'split_name', 'AudioCaps', 'Clotho', 'Lengthened', 'unplayable']
 
 # %% ../../nbs/data/12_datasets.ipynb #32cfff67
 def check_clips(
@@ -42,6 +42,8 @@ def check_clips(
             if not any(ch.isalnum() for ch in c): raise ValueError(f"{where}: empty caption, number {k+1} of clip {id!r} ({c!r}); write one or drop the clip")
 
 # %% ../../nbs/data/12_datasets.ipynb #3e35bd5b
+SPLITS = 'train', 'val', 'test'
+
 class Clips:
     "Clips with their captions: the interface of every dataset. Subclasses implement `audio`, `duration` and extend `manifest`."
     note = '' # a remark for whoever reports results on this dataset
@@ -83,6 +85,21 @@ class Clips:
 
     def __len__(self)->int: return len(self.ids)
     def __repr__(self): return f"{type(self).__name__}({self.name} {self.split}: {len(self):,} clips, {len(self.flat_captions):,} captions)"
+
+# %% ../../nbs/data/12_datasets.ipynb #1f9f363a
+class Part(Clips):
+    "Some clips of a dataset."
+    def __init__(self,
+        clips:Clips, # all of them
+        rows:list[int], # which, in this order
+        ):
+        self.whole, self.rows = clips, rows
+        ids, captions = ([of[i] for i in rows] for of in (clips.ids, clips.captions))
+        super().__init__(clips.name, clips.split, ids, captions)
+
+    def audio(self, i:int, sample_rate:int)->Tensor: return self.whole.audio(self.rows[i], sample_rate)
+    def duration(self, i:int)->float: return self.whole.duration(self.rows[i])
+    def manifest(self)->dict: return super().manifest() | dict(whole=self.whole.manifest_hash)
 
 # %% ../../nbs/data/12_datasets.ipynb #e1bcaf3a
 def read_table(
@@ -244,7 +261,7 @@ def split_name(
     )->str: # 'train', 'val' or 'test'
     "One vocabulary for splits."
     ours = aliases.get(split, split)
-    if ours not in ('train','val','test'): raise ValueError(f"{name} has no split {split!r}; it has 'train', 'val' and 'test'")
+    if ours not in SPLITS: raise ValueError(f"{name} has no split {split!r}; it has 'train', 'val' and 'test'")
     return ours
 
 class AudioCaps(Listed):

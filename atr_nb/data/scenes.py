@@ -12,15 +12,14 @@ import numpy as np, pandas as pd, torch
 from torch import Tensor
 from .audio import decode
 from .captions import normalise
-from .datasets import Clips
+from .datasets import SPLITS, Clips
 from ..files import hash_file, hash_json
 
 # %% auto #0
-__all__ = ['Slot', 'Description', 'LEXICON', 'KINDS', 'TEXTURES', 'TIMES', 'PLACES', 'FORMS', 'SPLITS', 'FAMILY', 'CONTENT',
-           'STRUCTURE', 'NEAR_MISSES', 'RATE', 'GAINS', 'DISTANCE_GAIN', 'NOISE', 'Event', 'events', 'kind_set',
-           'Words', 'say', 'understand', 'Form', 'owner', 'draw_description', 'exchanged', 'more_or_less', 'reordered',
-           'overlapped', 'recounted', 'moved', 'draw_family', 'sounds', 'recording', 'far', 'mix', 'Scenes',
-           'near_miss_recall']
+__all__ = ['Slot', 'Description', 'LEXICON', 'KINDS', 'TEXTURES', 'TIMES', 'PLACES', 'FORMS', 'FAMILY', 'CONTENT', 'STRUCTURE',
+           'NEAR_MISSES', 'RATE', 'GAINS', 'DISTANCE_GAIN', 'NOISE', 'Event', 'events', 'kind_set', 'Words', 'say',
+           'understand', 'Form', 'owner', 'draw_description', 'exchanged', 'more_or_less', 'reordered', 'overlapped',
+           'recounted', 'moved', 'draw_family', 'sounds', 'recording', 'far', 'mix', 'Scenes', 'near_miss_recall']
 
 # %% ../../nbs/data/13_scenes.ipynb #4dcd6410
 @dataclass(frozen=True)
@@ -176,7 +175,6 @@ class Form:
     n_events:tuple[int, int]; seconds:tuple[float, ...]; train_captions:int
 
 FORMS = {'sparse': Form((1, 3), (5.,), 1), 'dense': Form((2, 4), (5., 6., 7., 8.), 5)}
-SPLITS = ('train', 'val', 'test')
 
 def owner(kinds:frozenset)->str:
     "The split that a set of kinds belongs to. Single kinds belong to all: each sound may be heard anywhere."

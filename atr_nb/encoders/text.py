@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertModel
 from transformers.utils import logging
 from ..data.captions import normalise
-from ..files import hash_json, weights_hash
+from ..files import config_facts, hash_json, weights_hash
 from ..model import Encoded, Encoder
 
 # %% auto #0
@@ -76,13 +76,13 @@ class TextEncoder(Encoder):
         self.how = pool or ('cls' if self.name.startswith('bert') else 'mean')
         if self.how not in ('mean', 'cls'): raise ValueError(f"TextEncoder: pool={pool!r} is unknown; use 'mean' or 'cls'")
         self.width = self.model.config.hidden_size
+        self.level_widths = (self.width,) * self.model.config.num_hidden_layers # of the outputs of its layers
         self.longest = min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings) # in tokens
         self.eval()
 
     def fingerprint(self)->str: # of the weights, the configuration and the vocabulary
-        config = {k: v for k, v in self.model.config.to_dict().items() if k not in ('_name_or_path', 'transformers_version')}
         words = _words_hash(self.tokenizer.backend_tokenizer.to_str())
-        return hash_json([weights_hash(self.name, self.model), config, words, self.how])[:16]
+        return hash_json([weights_hash(self.name, self.model), config_facts(self.model.config), words, self.how])[:16]
 
     def tokenize(self,
         captions:list[str], # as people wrote them

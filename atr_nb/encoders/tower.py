@@ -7,32 +7,11 @@ from __future__ import annotations
 import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
-from ..model import Encoded, Encoder, RetrievalModel, mask_of, positions, unit
+from ..model import Encoded, Encoder, Precomputed, RetrievalModel, mask_of, positions, unit
+_all_ = ['Precomputed'] # towers are mostly built on it
 
 # %% auto #0
-__all__ = ['Precomputed', 'heads_for', 'hidden', 'Context', 'Reader', 'merge_tokens', 'Tower', 'TwoTower']
-
-# %% ../../nbs/encoders/24_tower.ipynb #9cb2785d
-class Precomputed(Encoder):
-    "Stands where an encoder would, for features computed before."
-    name = 'precomputed'
-
-    def __init__(self,
-        width:int, # of the features
-        pool:str, # how the encoder summarises: 'mean+max', 'mean' or 'cls'
-        ):
-        super().__init__()
-        self.width, self.how = width, pool
-
-    def fingerprint(self)->str: return f'{self.name}-{self.width}-{self.how}' # it has no weights
-
-    def forward(self,
-        features:Tensor, # (B, T, width)
-        mask:Tensor|None=None, # True where valid (B, T)
-        )->Encoded: # the same as tokens, and their pooled vector
-        if features.shape[-1] != self.width:
-            raise ValueError(f"features of width {features.shape[-1]}, but {self.width} were expected: they come from another encoder; extract them again")
-        return Encoded(self.pool(features, mask), features, mask)
+__all__ = ['heads_for', 'hidden', 'Context', 'Reader', 'merge_tokens', 'Tower', 'TwoTower', 'Precomputed']
 
 # %% ../../nbs/encoders/24_tower.ipynb #1a445577
 def heads_for(width:int)->int: # of an attention

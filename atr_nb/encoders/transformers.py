@@ -11,9 +11,8 @@ from torch.nn import functional as F
 from torchaudio.compliance.kaldi import fbank
 from transformers import ASTConfig, ASTModel, AutoConfig, ClapAudioConfig, ClapAudioModel, ClapModel
 from ..data.audio import LogMel
-from .tower import Precomputed
-from ..files import code_hash, hash_json, weights_hash
-from ..model import Encoded, Encoder
+from ..files import code_hash, config_facts, hash_json, weights_hash
+from ..model import Encoded, Encoder, Precomputed
 
 # %% auto #0
 __all__ = ['PatchEncoder', 'ClapMel', 'Htsat', 'Ast', 'SideBySide', 'StoredBlocks']
@@ -29,7 +28,6 @@ def _pretrained(cls:type, source:str|Path, kind:str): # a model of that class
 class PatchEncoder(Encoder):
     "A Transformer over the patches of a spectrogram of fixed length. Subclasses give `spectrum`, `blocks` and the facts."
     how = 'mean'
-    level_widths:tuple[int, ...] = () # of the block outputs that it hands out
     most, step = 0, 0 # samples it takes; samples of one token
 
     def __init__(self, longer:str='refuse'): # 'refuse' clips beyond the length it takes, or hear them in 'windows'
@@ -40,12 +38,14 @@ class PatchEncoder(Encoder):
 
     @property
     def frame_seconds(self)->float: return self.step / self.sample_rate # from token to token
+    @property
+    def longest_seconds(self)->float|None: # what is too much by less than a token is left out
+        return None if self.longer == 'windows' else (self.most + self.step) / self.sample_rate
     def spectrum(self, waveform:Tensor, lengths:Tensor)->Tensor: raise NotImplementedError # (B, most) -> what `blocks` takes
     def blocks(self, x:Tensor)->list[Tensor]: raise NotImplementedError # tokens (B, T_l, d_l) of each block, the last (B, T, d)
 
     def fingerprint(self)->str: # of the weights, the configuration and what happens to long clips
-        config = {k: v for k, v in self.net.config.to_dict().items() if k not in ('_name_or_path', 'transformers_version')}
-        return hash_json([weights_hash(self.name, self), config, self.longer])[:16]
+        return hash_json([weights_hash(self.name, self), config_facts(self.net.config), self.longer])[:16]
 
     def forward(self,
         waveform:Tensor, # (B, samples) at `sample_rate`, in [-1, 1]
@@ -66,11 +66,10 @@ class PatchEncoder(Encoder):
         return Encoded(self.pool(levels[-1], valid), levels[-1], valid, levels)
 
     def _windows(self, longest:int)->int: # in how many windows clips of so many samples are heard
-        n = max(1, -(-(longest - self.step) // self.most)) # what is too much by less than a token is left out
-        if n > 1 and self.longer == 'refuse': raise ValueError(
+        if self.longest_seconds and longest > self.most + self.step: raise ValueError(
             f'{self.name}: a clip of {longest / self.sample_rate:.2f} s, but it takes {self.most / self.sample_rate:.2f}; '
-            "cut it, or build the encoder with longer='windows'")
-        return n
+            "cut it, or build the encoder with longer='windows' (long_clips=windows in the settings)")
+        return max(1, -(-(longest - self.step) // self.most))
 
 # %% ../../nbs/encoders/22_transformers.ipynb #a15f0009
 class ClapMel(LogMel):
@@ -151,11 +150,13 @@ class SideBySide(Encoder):
         super().__init__()
         self.encoder, self.blocks, self.how = encoder, blocks, encoder.how
         self.name, self.width = f"{encoder.name}, blocks {' '.join(str(k + 1) for k in blocks)}", len(blocks) * encoder.width
-        self.sample_rate, self.frame_seconds = encoder.sample_rate, encoder.frame_seconds
+        self.sample_rate, self.frame_seconds, self.longest_seconds = encoder.sample_rate, encoder.frame_seconds, encoder.longest_seconds
         self.tokenize, self.level_widths = getattr(encoder, 'tokenize', None), len(blocks) * (encoder.width,)
 
     def fingerprint(self)->str: # of the encoder and its code, and of the blocks
         return hash_json([self.encoder.fingerprint(), code_hash(type(self.encoder)), self.blocks])[:16]
+
+    def stand_in(self)->StoredBlocks: return StoredBlocks(self.width, self.how, len(self.blocks))
 
     def forward(self, x:Tensor, mask:Tensor|None=None)->Encoded: # tokens (B, T, blocks * d); levels: each of the blocks
         e = self.encoder(x, mask)

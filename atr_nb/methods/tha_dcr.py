@@ -40,7 +40,7 @@ class DepthTower(nn.Module):
         ):
         super().__init__()
         self.encoder, self.stride = encoder, stride
-        given = getattr(encoder, 'level_widths', ())
+        given = encoder.level_widths
         self.layers = nn.ModuleList(Context(n, width, 1) for n in (() if given else (encoder.width, width, width)))
         widths = given or 3 * (width,)
         blocks = dict(zip(DEPTHS, depths_of(len(widths))))
@@ -74,7 +74,7 @@ def _unit_levels(e:Encoded)->Encoded: # vectors of length one; padding is zero, 
 ALIGNMENTS = {'cross': cross_attention, 'tokens': late_interaction}
 CONFIDENCES = 'learned', 'bounded', 'uniform'
 
-def _refuse(ok:bool, what:str)->None:
+def _refuse(ok:object, what:str)->None:
     if not ok: raise ValueError(f'THA: {what}')
 
 class THA(TwoTower):
@@ -105,8 +105,8 @@ class THA(TwoTower):
             _refuse(value in known, f'{what}={value!r} is unknown; use one of {", ".join(known)}')
         _refuse(factors >= 0 and (not factors or width % factors == 0 and width > factors),
                 f'factors={factors} do not share a width of {width}, with two numbers each or more')
-        _refuse(stride == 1 or not hasattr(audio, 'level_widths'), f'stride={stride}, but {audio.name} has blocks of its own')
-        _refuse(hasattr(text, 'level_widths'), f'{text.name} says nothing of block outputs; give it as `SideBySide`, or what was stored of that as `StoredBlocks`')
+        _refuse(stride == 1 or not audio.level_widths, f'stride={stride}, but {audio.name} has blocks of its own')
+        _refuse(text.level_widths, f'{text.name} says nothing of block outputs; give it as `SideBySide`, or what was stored of that as `StoredBlocks`')
         aligned = named('THA', 'level', levels, DEPTHS) if levels else ()
         self.depths = tuple(name for name in DEPTHS if name in aligned or name == 'high')
         super().__init__(DepthTower(audio, width, stride, self.depths, hierarchical),

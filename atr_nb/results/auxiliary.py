@@ -10,11 +10,10 @@ from functools import partial
 import numpy as np
 import torch
 from tqdm import tqdm
-from ..data.batches import Beside, Inputs, Pairs, Tokens
-from ..data.datasets import Clips
+from ..data.batches import Beside, Inputs, Pairs, Tokens, part
+from ..data.datasets import SPLITS, Clips
 from ..data.features import text_features
 from ..data.scenes import Scenes, say
-from ..encoders.tower import Precomputed
 from ..evaluation.scoring import encode_all, score_all
 from ..files import code_hash
 from ..methods.hci_ac import fusion_curve
@@ -23,35 +22,12 @@ from .runs import Lab, Workbench, one_thread
 from ..training.captioner import Captions, load_captions, say_all, train_captioner
 
 # %% auto #0
-__all__ = ['SPLITS', 'Part', 'part', 'describe', 'cross_fitted', 'describe_ahead', 'from_file', 'shuffled', 'perfect',
-           'Captioned', 'fuse']
+__all__ = ['describe', 'cross_fitted', 'describe_ahead', 'from_file', 'shuffled', 'perfect', 'Captioned', 'fuse']
 
 # %% ../../nbs/results/75_auxiliary.ipynb #7f7ee39e
-SPLITS = 'train', 'val', 'test'
-
-class Part(Clips):
-    "Some clips of a dataset."
-    def __init__(self,
-        clips:Clips, # all of them
-        rows:list[int], # which, in this order
-        ):
-        self.whole, self.rows = clips, rows
-        ids, captions = ([of[i] for i in rows] for of in (clips.ids, clips.captions))
-        super().__init__(clips.name, clips.split, ids, captions)
-
-    def audio(self, i:int, sample_rate:int)->torch.Tensor: return self.whole.audio(self.rows[i], sample_rate)
-    def duration(self, i:int)->float: return self.whole.duration(self.rows[i])
-    def manifest(self)->dict: return super().manifest() | dict(whole=self.whole.manifest_hash)
-
-def part(pairs:Pairs, rows:list[int])->Pairs: # of some clips
-    "Some clips of a split with cached features, and their captions."
-    clips, captions = Part(pairs.clips, rows), torch.arange(len(pairs)).split(pairs.clip_of_caption.bincount().tolist())
-    return Pairs(pairs.audio[rows], pairs.text[torch.cat([captions[i] for i in rows])], clips.clip_of_caption, clips)
-
-# %% ../../nbs/results/75_auxiliary.ipynb #a9082c9d
 def _trained_on(bench:Workbench, train:Pairs, valid:Pairs, seed:int, force:bool)->tuple: # a captioner, and about it
     s, audio = bench.settings, bench.encoders[0]
-    return train_captioner(Precomputed(audio.width, audio.how), train, valid, s.runs, seed, device=s.device,
+    return train_captioner(audio.stand_in(), train, valid, s.runs, seed, device=s.device,
                            made_by=bench.fingerprints[0], force=force)
 
 def _said(bench:Workbench, model, about:dict, *described:Pairs)->dict: # clip id -> caption
@@ -206,8 +182,9 @@ def fuse(
     )->dict[float, float]: # weight -> validation score
     "Choose the weight of the matching branch on validation, and measure the run on test with it."
     model, bench, dataset = lab.trained(record), lab.bench(record), record['dataset']
-    curve = fusion_curve(model, bench.pairs(dataset, 'val'))
-    model.fusion = max(curve, key=curve.get)
-    scores = score_all(model, *encode_all(model, bench.pairs(dataset, 'test')))
+    with one_thread(bench):
+        curve = fusion_curve(model, bench.pairs(dataset, 'val'))
+        model.fusion = max(curve, key=curve.get)
+        scores = score_all(model, *encode_all(model, bench.pairs(dataset, 'test')))
     lab.measure(table, row, dataset, scores, record)
     return curve

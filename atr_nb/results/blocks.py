@@ -5,12 +5,9 @@
 # %% ../../nbs/results/78_blocks.ipynb #edcce762
 from __future__ import annotations
 from functools import cached_property
-import torch
-from ..encoders.tower import Precomputed
-from ..encoders.transformers import SideBySide, StoredBlocks
-from ..methods import create
+from ..encoders.transformers import SideBySide
 from ..methods.tha_dcr import depths_of
-from ..model import Encoder, RetrievalModel
+from ..model import Encoder
 from .runs import Workbench
 
 # %% auto #0
@@ -26,12 +23,4 @@ class Blocks(Workbench):
     @cached_property
     def encoders(self)->tuple[Encoder, Encoder]: # for sound, for text
         audio, text = self._plain.encoders
-        return audio, SideBySide(text, depths_of(text.model.config.num_hidden_layers))
-
-    def model(self, method:str, options:dict, seed:int)->RetrievalModel:
-        "As a workbench does, with the stored blocks as levels."
-        if self.settings.finetune: return super().model(method, options, seed)
-        torch.manual_seed(seed)
-        audio, text = self.encoders
-        audio, text = Precomputed(audio.width, audio.how), StoredBlocks(text.width, text.how, len(text.blocks))
-        return create(method, audio=audio, text=text, **({'width': self.settings.width} | options))
+        return audio, SideBySide(text, depths_of(len(text.level_widths)))

@@ -7,10 +7,12 @@ from __future__ import annotations
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from ..settings import Settings
+from ..methods import names
+from ..settings import Settings, suggest
 
 # %% auto #0
-__all__ = ['TABLES', 'split_size', 'open_split', 'open_encoders', 'untrained', 'check_data', 'check']
+__all__ = ['TRANSFORMERS', 'TABLES', 'split_size', 'open_split', 'open_audio', 'open_encoders', 'check_lengths', 'untrained',
+           'check_data', 'check']
 
 # %% ../../nbs/results/69_opening.ipynb #7013c47c
 def split_size(settings:Settings, dataset:str, split:str)->int: # split: train, val or test; 0 is the whole of it
@@ -35,16 +37,39 @@ def open_split(settings:Settings, dataset:str, split:str): # Clips; split: train
         return Scenes(form, split, size // FORMS[form].train_captions if split == 'train' else size)
     return {'audiocaps': AudioCaps, 'clotho': Clotho}[dataset](settings.data/dataset, split)
 
-def open_encoders(settings:Settings)->tuple: # (audio encoder, text encoder)
-    "The encoders that the settings name, in float32 on the CPU."
+TRANSFORMERS = {'htsat': 'a CLAP model', 'ast': 'an AST'} # audio encoder -> what its weights come from
+
+def open_audio(settings:Settings): # an Encoder
+    "The audio encoder that the settings name, in float32 on the CPU. Random weights are always the same."
+    import torch
     from atr_nb.encoders.aisfx import Aisfx
     from atr_nb.encoders.panns import Cnn10, Cnn14, ResNet38, load_panns
+    name, weights = settings.audio_encoder, settings.audio_weights
+    if name == 'aisfx': return Aisfx()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if name in TRANSFORMERS:
+            from atr_nb.encoders.transformers import Ast, Htsat
+            return {'htsat': Htsat, 'ast': Ast}[name](weights, settings.long_clips)
+        encoder = {'cnn10': Cnn10, 'cnn14': Cnn14, 'resnet38': ResNet38}[name]()
+    return load_panns(weights, encoder) if weights else encoder
+
+def open_encoders(settings:Settings)->tuple: # (audio encoder, text encoder)
+    "The encoders that the settings name, in float32 on the CPU."
     from atr_nb.encoders.text import TextEncoder
-    if settings.audio_encoder == 'aisfx': audio = Aisfx()
-    else:
-        audio = {'cnn10': Cnn10, 'cnn14': Cnn14, 'resnet38': ResNet38}[settings.audio_encoder]()
-        if settings.audio_weights: load_panns(settings.audio_weights, audio)
-    return audio, TextEncoder(settings.text_encoder)
+    return open_audio(settings), TextEncoder(settings.text_encoder)
+
+# %% ../../nbs/results/69_opening.ipynb #7f7875fe
+def check_lengths(
+    clips, # Clips
+    encoder, # of sound
+    )->None:
+    "ValueError naming the first clip that is longer than the encoder takes."
+    most = encoder.longest_seconds
+    for i, clip in enumerate(clips.ids if most else ()):
+        if (seconds := clips.duration(i)) > most: raise ValueError(
+            f'clip {clip!r} of {clips.name}, {clips.split}, has {seconds:.1f} s, but {encoder.name} takes {most:.1f}; cut the clip, '
+            'set long_clips=windows, or use an encoder for clips of any length: aisfx, cnn10, cnn14 or resnet38')
 
 # %% ../../nbs/results/69_opening.ipynb #f23e1b99
 def untrained(settings:Settings): # an audio encoder
@@ -53,7 +78,7 @@ def untrained(settings:Settings): # an audio encoder
     from atr_nb.encoders.patches import Patches
     if not settings.finetune: return Patches()
     if settings.audio_encoder == 'aisfx': return Aisfx('random')
-    return open_encoders(replace(settings, audio_weights=None))[0]
+    return open_audio(replace(settings, audio_weights=None))
 
 # %% ../../nbs/results/69_opening.ipynb #59616887
 TABLES = {'audiocaps': ('train.csv', 'val.csv', 'test.csv'),
@@ -74,11 +99,17 @@ def check_data(settings:Settings)->None:
 # %% ../../nbs/results/69_opening.ipynb #ff22f5fb
 def _check_audio_encoder(settings:Settings)->None:
     weights, encoder = settings.audio_weights, settings.audio_encoder
-    if weights and encoder == 'aisfx': raise ValueError(
+    if not weights: return
+    if encoder == 'aisfx': raise ValueError(
         f'audio_weights={str(weights)!r}: aisfx brings its own weights and would ignore these; leave audio_weights empty, '
-        'or name the encoder they belong to: audio_encoder=cnn10, cnn14 or resnet38')
-    if weights and not weights.is_file(): raise FileNotFoundError(
-        f'audio_weights: {weights} does not exist; PANNs checkpoints are at Zenodo, record 3987831')
+        'or name the encoder they belong to: audio_encoder=cnn10, cnn14, resnet38, htsat or ast')
+    kind, takes = 'file', f'{encoder} takes a PANNs checkpoint, a file as it is at Zenodo, record 3987831'
+    if encoder in TRANSFORMERS:
+        kind, takes = 'folder', f'{encoder} takes the folder of {TRANSFORMERS[encoder]}, with config.json and *.safetensors'
+    if not weights.exists(): raise FileNotFoundError(f'audio_weights: {weights} does not exist; {takes}')
+    if weights.is_dir() != (kind == 'folder'): raise ValueError(f'audio_weights: {weights} is not a {kind}; {takes}')
+    missing = [name for name in ('config.json', '*.safetensors') if kind == 'folder' and not any(weights.glob(name))]
+    if missing: raise FileNotFoundError(f'audio_weights: {weights} has no {missing[0]}; {takes}')
 
 def _check_text_encoder(settings:Settings)->None:
     name = settings.text_encoder
@@ -94,11 +125,23 @@ def _check_text_encoder(settings:Settings)->None:
             f'text_encoder={name!r}: not minilm, tiny or a folder, was never downloaded, and HF_HUB_OFFLINE forbids to do it now')
 
 # %% ../../nbs/results/69_opening.ipynb #dd9efc8a
+def _check_methods(settings:Settings)->None:
+    for name in settings.methods:
+        if name not in names(): raise ValueError(f'methods: {name!r} is unknown{suggest(name, names())}')
+
+def _check_transformer(settings:Settings)->None: # one for sound
+    if settings.audio_encoder not in TRANSFORMERS: return
+    encoder = open_audio(settings)
+    for dataset in settings.datasets if encoder.longest_seconds else ():
+        for split in ('val', 'test'): check_lengths(open_split(settings, dataset, split), encoder)
+
 def check(settings:Settings)->None:
     "Raise a ValueError or FileNotFoundError for whatever the settings name and this machine does not have. Takes seconds."
+    _check_methods(settings)
     check_data(settings)
     _check_audio_encoder(settings)
     _check_text_encoder(settings)
+    _check_transformer(settings)
     if (settings.device, settings.precision) != ('auto', 'no'):
         from atr_nb.training.trainer import open_device
         open_device(settings.device, settings.precision)

@@ -19,9 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 from ..data.batches import Pairs, Tokens, Waveforms
-from ..data.datasets import Clips
+from ..data.datasets import SPLITS, Clips
 from ..data.features import audio_features, text_features
-from ..encoders.tower import Precomputed
 from ..evaluation.metrics import packed, places, ranks_hash, retrieval_metrics
 from ..evaluation.scoring import encode_all, evaluate
 from ..files import (BLANK, Damaged, atomic, check as check_file, code_hash, hash_json, intact, load_arrays, load_json,
@@ -29,14 +28,14 @@ from ..files import (BLANK, Damaged, atomic, check as check_file, code_hash, has
 from ..methods import create
 from ..model import Encoder, RetrievalModel
 from ..processes import can_fork, together
-from .opening import check, open_encoders, open_split
+from .opening import check, check_lengths, open_encoders, open_split
 from ..settings import Settings
 from ..training.checkpoints import CheckpointError, load_weights
 from ..training.recipe import Recipe, Stage
 from ..training.trainer import fit, open_device
 
 # %% auto #0
-__all__ = ['RUN', 'TRIAL', 'commit', 'versions', 'device_name', 'peak_memory_mb', 'Workbench', 'run_name', 'one_thread',
+__all__ = ['RUN', 'TRIAL', 'KINDS', 'commit', 'versions', 'device_name', 'peak_memory_mb', 'Workbench', 'run_name', 'one_thread',
            'check_run', 'Records', 'Lab']
 
 # %% ../../nbs/results/70_runs.ipynb #0008e0c3
@@ -58,7 +57,7 @@ def device_name(device:torch.device)->str:
     return f'{platform.machine()} CPU, {n} thread{"s" * (n > 1)}'
 
 def peak_memory_mb(device:torch.device)->int:
-    "Peak memory in MB: of the GPU where one is used, else of the process."
+    "Peak memory in MB: of the GPU where one is used, else of the process since it began, so earlier runs in it count. A forked process counts what it shares with its parent, too."
     if device.type == 'cuda': return round(torch.cuda.max_memory_allocated(device) / 2**20)
     linux = Path('/proc/self/status') # there, ru_maxrss also counts what the parent held when it started this process
     if linux.exists() and (peak := re.search(r'VmHWM:\s+(\d+) kB', linux.read_text())): return round(int(peak[1]) / 2**10)
@@ -101,6 +100,7 @@ class Workbench:
     def open_pairs(self, clips:Clips)->Pairs:
         "Pairs of any clips: cached features where the encoders are frozen, waveforms and token ids where they are fine-tuned."
         (audio, text), s = self.encoders, self.settings
+        check_lengths(clips, audio)
         if s.finetune: inputs = Waveforms(clips, audio.sample_rate), Tokens(clips.flat_captions, text)
         else: inputs = (audio_features(clips, audio.folded(), s.cache, device=self.device, force=s.force),
                         text_features(clips.flat_captions, text, s.cache, device=self.device, force=s.force))
@@ -112,10 +112,9 @@ class Workbench:
 
     def model(self, method:str, options:dict, seed:int)->RetrievalModel:
         "A freshly initialised model; the seed decides the initial weights."
+        inside = copy.deepcopy if self.settings.finetune else lambda encoder: encoder.stand_in()
+        audio, text = map(inside, self.encoders)
         torch.manual_seed(seed)
-        audio, text = self.encoders
-        if self.settings.finetune: audio, text = copy.deepcopy(audio), copy.deepcopy(text)
-        else: audio, text = Precomputed(audio.width, audio.how), Precomputed(text.width, text.how)
         return create(method, audio=audio, text=text, **({'width': self.settings.width} | options))
 
     def recipe(self,
@@ -134,7 +133,7 @@ def run_name(identity:dict)->str: # 16 hex digits
     return hash_json(identity)[:16]
 
 def _identity(bench:Workbench, dataset:str, method:str, options:dict, recipe:Recipe, seed:int, samplers:dict, extra:dict,
-              splits:tuple=('train', 'val', 'test'))->dict: # without 'test' where that split plays no part
+              splits:tuple=SPLITS)->dict: # without 'test' where that split plays no part
     s, (audio, text) = bench.settings, bench.fingerprints
     return dict(dataset=dataset, data={part: bench.clips(dataset, part).manifest_hash for part in splits},
         audio=audio, text=text, finetune=s.finetune, precision=s.precision, width=s.width,
@@ -203,37 +202,33 @@ def check_run(
     if ranks_hash(**load_arrays(record.with_name('ranks.npz'))) != found['ranks']:
         raise Damaged(f"{record.with_name('ranks.npz')} is damaged (it belongs to another run than {record.name})")
 
-# %% ../../nbs/results/70_runs.ipynb #4acd21d8
-def _ensure_run(bench:Workbench, folder:Path, identity:dict, recipe:Recipe, samplers:dict, force:bool)->None:
-    "Make a run, or finish it, unless it is there as a whole."
-    if not force and intact(folder/'record.json', check_run): return
-    if force or (folder/'record.json').exists(): _forget(folder)
-    try: _make_run(bench, folder, identity, recipe, samplers)
-    except CheckpointError as e: # of a run that was cut
-        warnings.warn(f'{e} This happens now.')
-        _forget(folder)
-        _make_run(bench, folder, identity, recipe, samplers)
-
 # %% ../../nbs/results/70_runs.ipynb #7be42b5c
-def _try(bench:Workbench, folder:Path, identity:dict, recipe:Recipe, samplers:dict)->dict:
-    "Train, and take down what validation says."
+def _make_trial(bench:Workbench, folder:Path, identity:dict, recipe:Recipe, samplers:dict)->None:
+    "Train, and write what validation says into `trial.json`."
     about = dict(run=folder.name, dataset=identity['dataset'], seed=identity['seed'])
     with one_thread(bench):
-        try: _, trained = _train(bench, folder, identity, recipe, samplers)
-        except FloatingPointError as e: return about | dict(failed=str(e))
-        best = trained['stages'][-1]
-        return about | dict(score=best['score'], metrics=best['metrics'], failed='') | _circumstances(bench, trained['seconds'])
+        try:
+            _, trained = _train(bench, folder, identity, recipe, samplers)
+            best = trained['stages'][-1]
+            about |= dict(score=best['score'], metrics=best['metrics'], failed='') | _circumstances(bench, trained['seconds'])
+        except FloatingPointError as e: about |= dict(failed=str(e))
+    save_json(folder/'trial.json', about)
 
 # %% ../../nbs/results/70_runs.ipynb #c99ad59e
-RUN, TRIAL = ('train', 'val', 'test'), ('train', 'val') # the splits that they may look at
+RUN, TRIAL = SPLITS, SPLITS[:2] # the splits that they may look at
+KINDS = {RUN: ('record.json', check_run, _make_run), # what is written last, how it is checked, who makes it
+         TRIAL: ('trial.json', load_json, _make_trial)}
 
 def _ensure(splits:tuple, bench:Workbench, folder:Path, identity:dict, recipe:Recipe, samplers:dict, force:bool)->None:
-    "Make a run or a trial, or finish it, unless it is there as a whole. One process at a time."
-    with FileLock(folder/'lock'):
-        if splits == RUN: return _ensure_run(bench, folder, identity, recipe, samplers, force)
-        if force: _forget(folder)
-        if not intact(folder/'trial.json', load_json):
-            save_json(folder/'trial.json', _try(bench, folder, identity, recipe, samplers))
+    "Make a run or a trial, or finish it, unless it is there as a whole. For whoever holds the folder's lock."
+    name, read, make = KINDS[splits]
+    if not force and intact(folder/name, read): return
+    if force or (folder/name).exists(): _forget(folder)
+    try: make(bench, folder, identity, recipe, samplers)
+    except CheckpointError as e: # of one that was cut
+        warnings.warn(f'{e} This happens now.')
+        _forget(folder)
+        make(bench, folder, identity, recipe, samplers)
 
 # %% ../../nbs/results/70_runs.ipynb #28bd2805
 class Records(Workbench):
@@ -288,17 +283,23 @@ class Lab(Records):
     "Makes the runs of one paper, never the same run twice."
     def __init__(self, settings:Settings, paper:str):
         super().__init__(settings, paper)
-        self._benches, self._asked = {}, set() # run or trial -> the workbench it was made on; what was asked for
+        self._benches, self._made = {}, set() # run or trial -> the workbench it belongs to; those that were made or found
 
-    def _anew(self, folder:Path)->bool: # whether `force` asks for this run or trial to be made again, which it does once
-        first = folder.name not in self._asked
-        self._asked.add(folder.name)
-        return self.settings.force and first
+    def _anew(self, folder:Path)->bool: # whether `force` asks for this run or trial to be made again: until that is done
+        return self.settings.force and folder.name not in self._made
+
+    @contextmanager
+    def _ensured(self, splits:tuple, bench:Workbench, folder:Path, *what)->Iterator[Path]: # what `_opened` returned
+        "The folder of a run or trial that is there as a whole, and that no other process makes anew meanwhile."
+        with FileLock(folder/'lock'):
+            _ensure(splits, bench, folder, *what, force=self._anew(folder))
+            self._made.add(folder.name)
+            yield folder
 
     def bench(self, record:dict)->Workbench: return self._benches.get(record['run'].partition('-')[0], self) # where the run was made
 
     def _opened(self, splits:tuple, dataset:str, seed:int, method:str='baseline', options:dict|None=None, recipe:Recipe|None=None,
-                samplers:dict|None=None, extra:dict|None=None, bench:Workbench|None=None)->tuple: # arguments of `_ensure_run`
+                samplers:dict|None=None, extra:dict|None=None, bench:Workbench|None=None)->tuple: # arguments of `_ensured`
         "The folder of what shall be trained, and everything that determines it."
         bench, samplers = bench or self, samplers or {}
         recipe = recipe or bench.recipe()
@@ -322,9 +323,7 @@ class Lab(Records):
         )->dict: # the record
         "Make the run, or find it where it was made before; note its record under `table` and `row`."
         opened = self._opened(RUN, dataset, seed, method, options, recipe, samplers, extra, bench)
-        folder = opened[1]
-        _ensure(RUN, *opened, force=self._anew(folder))
-        with FileLock(folder/'lock'): # not while another process makes it anew
+        with self._ensured(RUN, *opened) as folder:
             record = load_json(folder/'record.json')
             self._ranks[folder.name] = load_arrays(folder/'ranks.npz')
         return self._note(table, row, record)
@@ -337,10 +336,7 @@ def trial(self:Lab,
     **what, # method, options, recipe, samplers, extra, bench, as for `run`
     )->dict: # run, dataset, score and metrics on validation, seconds; failed: why, if the loss ran away
     "Train, or find what was trained before, and say how it does on the validation split. The test split is not opened."
-    opened = self._opened(TRIAL, dataset, seed, **what)
-    folder = opened[1]
-    _ensure(TRIAL, *opened, force=self._anew(folder))
-    return load_json(folder/'trial.json')
+    with self._ensured(TRIAL, *self._opened(TRIAL, dataset, seed, **what)) as folder: return load_json(folder/'trial.json')
 
 # %% ../../nbs/results/70_runs.ipynb #3fd80b70
 @patch(as_prop=True)
@@ -357,14 +353,19 @@ def ahead(self:Lab,
     splits:tuple=RUN, # or TRIAL
     )->None:
     "Make the runs, or trials, that are not there yet, for `run` or `trial` to find."
-    missing, file = {}, 'record.json' if splits == RUN else 'trial.json'
+    missing = {} # folder -> what it is, and what to do
     for name, arguments in what.items():
         opened = self._opened(splits, **arguments)
         folder = opened[1]
-        if (force := self._anew(folder)) or not (folder/file).exists():
-            missing.setdefault(folder.name, (name, partial(_ensure, splits, *opened, force)))
+        if self._anew(folder) or not (folder/KINDS[splits][0]).exists():
+            missing.setdefault(folder.name, (name, partial(self._make, splits, *opened)))
     with tqdm(total=len(what), initial=len(what) - len(missing), desc=desc) as bar:
-        together(dict(missing.values()), self.jobs, bar)
+        done = together(dict(missing.values()), self.jobs, bar)
+    self._made |= {folder for folder, (name, _) in missing.items() if name in done} # by other processes
+
+@patch
+def _make(self:Lab, *what)->None: # what `_ensured` takes
+    with self._ensured(*what): pass
 
 # %% ../../nbs/results/70_runs.ipynb #f5d117cf
 @patch
@@ -380,7 +381,8 @@ def pooled(self:Lab, record:dict, split:str='train')->tuple[Tensor, Tensor]: # (
     "The pooled vectors that a record's model gives to the clips and captions of a split; computed once."
     file = self.settings.runs/record['run']/f'pooled-{split}.safetensors'
     if not intact(file):
-        audio, text = encode_all(self.trained(record), self.bench(record).pairs(record['dataset'], split))
+        bench = self.bench(record)
+        with one_thread(bench): audio, text = encode_all(self.trained(record), bench.pairs(record['dataset'], split))
         vectors = dict(audio=audio.pooled.contiguous(), text=text.pooled.contiguous())
         with atomic(file) as part:
             save_file(vectors, part, metadata=dict(checksum=BLANK))
@@ -391,7 +393,8 @@ def pooled(self:Lab, record:dict, split:str='train')->tuple[Tensor, Tensor]: # (
 @patch
 def scores(self:Lab, record:dict)->Tensor: # (clips, captions)
     "The scores of a record's model on its test split."
-    return evaluate(self.trained(record), self.bench(record).pairs(record['dataset'], 'test'))[0]
+    bench = self.bench(record)
+    with one_thread(bench): return evaluate(self.trained(record), bench.pairs(record['dataset'], 'test'))[0]
 
 @patch
 def history(self:Lab, record:dict)->list[dict]:
@@ -402,10 +405,11 @@ def history(self:Lab, record:dict)->list[dict]:
 @patch
 def after(self:Lab, stage:int, table:str, row:str, record:dict)->dict: # a record of its own
     "Measure a run as it was after one of its stages, counted from 1."
-    folder, test = self.settings.runs/record['run'], self.bench(record).pairs(record['dataset'], 'test')
+    folder, bench = self.settings.runs/record['run'], self.bench(record)
     file, name = folder/f'stage{stage}.json', f"{record['run']}-stage{stage}"
     if not (intact(file, load_json) and intact(file.with_suffix('.npz'))):
-        measured, order = _measure(test, *evaluate(self.trained(record, f'stage{stage}'), test))
+        test = bench.pairs(record['dataset'], 'test')
+        with one_thread(bench): measured, order = _measure(test, *evaluate(self.trained(record, f'stage{stage}'), test))
         save_arrays(file.with_suffix('.npz'), **order)
         save_json(file, measured)
     self._ranks[name] = load_arrays(file.with_suffix('.npz'))
