@@ -163,7 +163,7 @@ def _given(args)->dict: # the options that were given, as overrides of the profi
 def parameters(settings:Settings, given:dict)->dict:
     "What to hand to papermill: the profile and what was given, in plain types, so that the injected cell can be read"
     plain = settings.describe() | {k: getattr(settings, k) for k in WITHOUT_EFFECT}
-    plain = {k: '' if v is None else v for k, v in plain.items()} # in a notebook, None means not given
+    plain = {k: list(v) if isinstance(v, tuple) else '' if v is None else v for k, v in plain.items()} # in a notebook, None means not given
     return {'profile': settings.profile} | {k: plain[k] for k in given}
 
 # %% ../nbs/80_cli.ipynb #4d48d410

@@ -188,6 +188,11 @@ def test_the_report_says_that_a_notebook_failed(paper, project):
     assert 'still running' not in page
 
 
+def test_settings_without_effect_arrive_in_plain_types(project):
+    settings = load(methods='mgrl, cmlf', force=True)
+    assert cli.parameters(settings, dict(methods='mgrl, cmlf', force=True)) == dict(profile='embedded', methods=['mgrl', 'cmlf'], force=True)
+
+
 def test_parameters_that_are_paths_of_a_machine_are_not_kept():
     given = dict(out='/mnt/disk7', cache='~/cache', runs='runs', seeds=[0], device='cpu')
     nb = cli.tidy(nbformat.v4.new_notebook(metadata=dict(papermill=dict(parameters=given, duration=3.))))

@@ -57,7 +57,8 @@ def device_name(device:torch.device)->str:
     return f'{platform.machine()} CPU, {n} thread{"s" * (n > 1)}'
 
 def peak_memory_mb(device:torch.device)->int:
-    "Peak memory in MB: of the GPU where one is used, else of the process since it began, so earlier runs in it count. A forked process counts what it shares with its parent, too."
+    """Peak memory in MB: of the GPU where one is used, else of the process since it began, with what earlier runs in it took.
+    That of a forked process includes what it shares with its parent, such as the features."""
     if device.type == 'cuda': return round(torch.cuda.max_memory_allocated(device) / 2**20)
     linux = Path('/proc/self/status') # there, ru_maxrss also counts what the parent held when it started this process
     if linux.exists() and (peak := re.search(r'VmHWM:\s+(\d+) kB', linux.read_text())): return round(int(peak[1]) / 2**10)
