@@ -67,9 +67,6 @@ def _unit_levels(e:Encoded)->Encoded: # vectors of length one; padding is zero, 
     levels = tuple(F.normalize(l.to(dtype), dim=2).masked_fill(~m, 0) for l, m in zip(e.levels, finer))
     return Encoded(scaled.pooled, scaled.tokens, scaled.mask, levels)
 
-def _level(e:Encoded, k:int)->Encoded: # the k-th level as tokens, without columns of nothing but padding
-    return Encoded(e.pooled, e.levels[k], e.levels[k].any(2)).trimmed()
-
 # %% ../../nbs/methods/64_tha_dcr.ipynb #eb4badfa
 ALIGNMENTS = {'cross': cross_attention, 'tokens': late_interaction}
 CONFIDENCES = 'learned', 'bounded', 'uniform'
@@ -120,7 +117,7 @@ Method = THA # what `create('tha_dcr', ...)` builds
 def hierarchy(self:THA, audio:Encoded, text:Encoded)->Tensor: # (clips, captions)
     "The mean over the pairs of depths; without any, the cosine of the pooled vectors."
     if not self.pairs: return clip_sentence(audio, text)
-    return score_of({(a, t): self.align(_level(audio, a), _level(text, t)) for a, t in self.pairs})
+    return score_of({(a, t): self.align(audio.level(a), text.level(t)) for a, t in self.pairs})
 
 @patch
 def by_factor(self:THA, audio:Encoded, text:Encoded)->tuple[Tensor, Tensor, Tensor]: # (A, K, C), (n, A, C), (n, A, C)
