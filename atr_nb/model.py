@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from .files import weights_hash
 
 # %% auto #0
-__all__ = ['mask_of', 'pool_tokens', 'masked_softmax', 'positions', 'Encoded', 'unit', 'Encoder', 'Precomputed', 'freeze',
-           'RetrievalModel']
+__all__ = ['mask_of', 'fill_padding', 'pool_tokens', 'masked_softmax', 'positions', 'Encoded', 'unit', 'Encoder', 'Precomputed',
+           'freeze', 'RetrievalModel']
 
 # %% ../nbs/01_model.ipynb #aeaa69f0
 def mask_of(
@@ -23,6 +23,14 @@ def mask_of(
     "The mask, or the one that `None` stands for: every token is valid."
     return tokens.new_ones(tokens.shape[:2], dtype=torch.bool) if mask is None else mask
 
+def fill_padding(
+    tokens:Tensor, # (B, T, d)
+    mask:Tensor, # True where valid (B, T)
+    value:float=0., # what padding becomes
+    )->Tensor: # (B, T, d); the tokens themselves where there is no padding
+    "Tokens whose padding says nothing."
+    return tokens if mask.all() else tokens.masked_fill(~mask[..., None], value)
+
 def pool_tokens(
     tokens:Tensor, # token features (B, T, d)
     mask:Tensor|None=None, # True where valid (B, T); None means all are
@@ -31,9 +39,9 @@ def pool_tokens(
     "Summarise each row's valid tokens. A row without any valid token is pooled to zeros. [ancestor: PANNs, Mei et al. 2022]"
     if how == 'cls': return tokens[:, 0]
     if how not in ('mean', 'max', 'mean+max'): raise ValueError(f"pool_tokens: how={how!r} is unknown; use 'mean+max', 'mean', 'max' or 'cls'")
-    m = mask_of(tokens, mask).unsqueeze(-1)
-    mean = lambda: tokens.masked_fill(~m, 0).sum(1) / m.sum(1).clamp(min=1)
-    peak = lambda: tokens.masked_fill(~m, float('-inf')).amax(1).masked_fill(~m.any(1), 0)
+    m = mask_of(tokens, mask)
+    mean = lambda: fill_padding(tokens, m).sum(1) / m.sum(1, keepdim=True).clamp(min=1)
+    peak = lambda: fill_padding(tokens, m, float('-inf')).amax(1).masked_fill(~m.any(1, keepdim=True), 0)
     return {'mean': mean, 'max': peak, 'mean+max': lambda: mean() + peak()}[how]()
 
 # %% ../nbs/01_model.ipynb #a67be95d
@@ -101,6 +109,10 @@ class Encoded:
         n = max(1, int((self.mask.any(0) * torch.arange(1, self.mask.shape[1] + 1, device=self.mask.device)).max()))
         return Encoded(self.pooled, self.tokens[:, :n], self.mask[:, :n], self.levels)
 
+    def level(self, k:int)->Encoded:
+        "Its k-th level as tokens. Levels have no mask of their own: a token of zeros is padding."
+        return Encoded(self.pooled, self.levels[k], self.levels[k].any(2)).trimmed()
+
     @staticmethod
     def cat(parts:list[Encoded])->Encoded:
         "Stack batches of different lengths into one; shorter ones get padded and masked."
@@ -115,7 +127,7 @@ def unit(
     "Scale pooled vectors and tokens to length one, in float32 or better: half precision would blur a temperature of 0.01."
     e = e.float() if e.pooled.dtype in (torch.float16, torch.bfloat16) else e
     tokens = None if e.tokens is None else F.normalize(e.tokens, dim=-1)
-    if tokens is not None and e.mask is not None: tokens = tokens.masked_fill(~e.mask[..., None], 0)
+    if tokens is not None and e.mask is not None: tokens = fill_padding(tokens, e.mask)
     return Encoded(F.normalize(e.pooled, dim=-1), tokens, e.mask, e.levels)
 
 # %% ../nbs/01_model.ipynb #f7caba85

@@ -4,6 +4,7 @@
 
 # %% ../../nbs/alignment/30_pooling.ipynb #db2cf7bc
 from __future__ import annotations
+import numpy as np
 import torch
 from torch import nn, Tensor
 from ..model import mask_of, masked_softmax, pool_tokens, positions
@@ -28,6 +29,13 @@ class AttentionPool(nn.Module):
         return (weights * tokens).sum(1)
 
 # %% ../../nbs/alignment/30_pooling.ipynb #1f2dcc5b
+@torch.no_grad()
+def _order(tokens:Tensor, mask:Tensor)->Tensor: # (B, T, d), (B, T) -> (B, T, d)
+    "Where the values of each channel stand, from the highest to the lowest; padding comes last."
+    key = -tokens.masked_fill(~mask[..., None], float('-inf'))
+    if key.device.type != 'cpu': return key.argsort(1)
+    return torch.from_numpy(np.argsort(key.to(torch.promote_types(key.dtype, torch.float32)).numpy(), axis=1))
+
 class GPO(nn.Module):
     "Generalised pooling operator: a learned weighting of each channel's sorted values. [ancestor: Chen et al. 2021]"
     def __init__(self,
@@ -59,9 +67,10 @@ class GPO(nn.Module):
         )->Tensor: # (B, d); zeros for a row without a valid token
         mask = mask_of(tokens, mask)
         lengths, row = mask.sum(1).unique(return_inverse=True)
-        with torch.autocast(tokens.device.type, enabled=False): theta = self.weights(lengths.clamp(min=1))[row] # (B, longest)
-        ranked = tokens.masked_fill(~mask[..., None], float('-inf')).sort(1, descending=True).values[:, :theta.shape[1]]
-        return torch.einsum('bk,bkd->bd', theta.to(tokens.dtype), ranked.masked_fill(ranked.isneginf(), 0))
+        with torch.autocast(tokens.device.type, enabled=False): theta = self.weights(lengths.clamp(min=1))
+        theta = (theta * (lengths > 0)[:, None])[row] # (B, longest)
+        ranked = tokens.gather(1, _order(tokens, mask)[:, :theta.shape[1]])
+        return torch.einsum('bk,bkd->bd', theta.to(tokens.dtype), ranked)
 
 # %% ../../nbs/alignment/30_pooling.ipynb #0bce8346
 POOLINGS = ('mean', 'max', 'mean+max', 'attention', 'gpo')

@@ -93,13 +93,23 @@ def _shares(e:Encoded)->Tensor: # (B, K); a row without a valid token has none
     mask = e.masked().mask.to(e.tokens.dtype)
     return mask / mask.sum(1, keepdim=True).clamp(min=1)
 
+def _lined_up(e:Encoded)->tuple[Tensor, Tensor]: # (W, d), (B,)
+    "The valid tokens of all rows, one row after the other, and how many are of each; an empty row keeps its padding."
+    mask = e.masked().mask
+    mask = mask | ~mask.any(1, keepdim=True)
+    return e.tokens[mask], mask.sum(1)
+
+def _highest(x:Tensor, dim:int)->Tensor:
+    "The maximum: in training with its place, so that going back only that place is visited; else as fast as can be."
+    return x.max(dim).values if x.requires_grad else x.amax(dim)
+
 def late_interaction(
     audio:Encoded, # unit vectors, with tokens (A, K, d)
     text:Encoded, # unit vectors, with tokens (C, N, d)
     )->Tensor: # (A, C), between -1 and 1
     "Every word's best frame and every frame's best word, averaged. [inferred; ancestor with learned weights: DRL]"
-    words = _repeated(text)
-    cos = _cosines(_repeated(audio), words.flatten(0, 1)).unflatten(2, words.shape[:2]) # (A, K, C, N)
-    by_words = (cos.amax(1) * _shares(text)).sum(2)
-    by_frames = (cos.amax(3) * _shares(audio)[..., None]).sum(1)
-    return (by_words + by_frames) / 2
+    frames, (words, n) = _repeated(audio), _lined_up(text)
+    cos = (words @ frames.flatten(0, 1).T).unflatten(1, frames.shape[:2]) # (W, A, K): words of all captions
+    by_words = torch.segment_reduce(_highest(cos, 2), 'mean', lengths=n) # (C, A)
+    by_frames = torch.segment_reduce(cos.flatten(1), 'max', lengths=n).unflatten(1, frames.shape[:2]) # (C, A, K)
+    return (by_words + (by_frames * _shares(audio)).sum(2)).T / 2

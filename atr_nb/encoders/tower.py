@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
-from ..model import Encoded, Encoder, Precomputed, RetrievalModel, mask_of, positions, unit
+from ..model import Encoded, Encoder, Precomputed, RetrievalModel, fill_padding, mask_of, positions, unit
 _all_ = ['Precomputed'] # towers are mostly built on it
 
 # %% auto #0
@@ -76,15 +76,16 @@ def merge_tokens(
     if stride < 1: raise ValueError(f"merge_tokens: stride={stride}, but at least one token must go into one")
     mask, short = mask_of(tokens, mask), -tokens.shape[1] % stride
     windows = F.pad(mask, (0, short)).unflatten(1, (-1, stride))
-    x = F.pad(tokens.masked_fill(~mask[..., None], 0), (0, 0, 0, short)).unflatten(1, (-1, stride))
+    x = F.pad(fill_padding(tokens, mask), (0, 0, 0, short)).unflatten(1, (-1, stride))
     return x.sum(2) / windows.sum(2, keepdim=True).clamp(min=1), windows.any(2)
 
 # %% ../../nbs/encoders/24_tower.ipynb #12046103
 def _of_valid(f:nn.Module, tokens:Tensor, mask:Tensor|None)->Tensor: # (B, T, width)
     "f of every valid token; zeros at padding, which costs nothing."
     if mask is None or mask.all(): return f(tokens)
-    valid = f(tokens[mask])
-    return valid.new_zeros(*mask.shape, valid.shape[1]).masked_scatter(mask[..., None], valid)
+    rows = mask.flatten().nonzero().squeeze(1)
+    valid = f(tokens.flatten(0, 1).index_select(0, rows))
+    return valid.new_zeros(mask.numel(), valid.shape[1]).index_copy(0, rows, valid).unflatten(0, mask.shape)
 
 class Tower(nn.Module):
     "An encoder, optional context over its tokens, pooling, and the head into the joint space."

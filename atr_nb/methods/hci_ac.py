@@ -28,11 +28,8 @@ def _grouped(e:Encoded, by:Grouping|None)->Encoded: # the same with its groups a
     groups, there = by(e.tokens, e.mask)
     return Encoded(e.pooled, e.tokens, e.mask, (unit(Encoded(e.pooled, groups, there)).tokens,))
 
-def _level(e:Encoded)->Encoded: # its groups as tokens
-    return Encoded(e.pooled, e.levels[0], e.levels[0].any(2))
-
 def segment_phrase(audio:Encoded, text:Encoded)->Tensor: # (clips, captions)
-    return late_interaction(_level(audio), _level(text))
+    return late_interaction(audio.level(0), text.level(0))
 
 LEVELS = {'clip-sentence': clip_sentence, 'segment-phrase': segment_phrase, 'frame-word': late_interaction}
 

@@ -5,13 +5,15 @@
 # %% ../../nbs/methods/62_mgrl.ipynb #8c4ba78a
 from __future__ import annotations
 import math
+from dataclasses import replace
 import torch
 from fastcore.basics import patch
 from torch import nn, Tensor
+from torch.nn import functional as F
 from ..alignment.pooling import pooling, SizeAugmented
 from ..alignment.tokens import GRAINS
 from ..encoders.tower import Tower, TwoTower
-from ..model import Encoded, Encoder, unit
+from ..model import Encoded, Encoder
 from ..training.losses import named, nt_xent_of, score_of
 
 # %% auto #0
@@ -54,10 +56,23 @@ Method = MGRL # what `create('mgrl', ...)` builds
 
 # %% ../../nbs/methods/62_mgrl.ipynb #b8d959f4
 @patch
+def turned(self:MGRL, text:Encoded)->Encoded: # with a level for each head: sentences (C, 1, width) or words (C, N, width)
+    "Captions, and how each grain with a head of its own sees them."
+    sentence, words = text.pooled[:, None], text.tokens
+    with torch.autocast(sentence.device.type, enabled=False):
+        seen = [(words if name.endswith('word') else sentence) @ head for name, head in self.heads.items()]
+    return replace(text, levels=tuple(F.normalize(x, dim=2) for x in seen))
+
+@patch
+def encode_text(self:MGRL, x:Tensor, mask:Tensor|None=None)->Encoded:
+    return self.turned(super(MGRL, self).encode_text(x, mask))
+
+@patch
 def _for_grain(self:MGRL, name:str, text:Encoded)->Encoded: # the captions as this grain sees them
     if name not in self.heads: return text
-    words = text.tokens @ self.heads[name] if name.endswith('word') else None # a grain of sentences reads no words
-    return unit(Encoded(text.pooled @ self.heads[name], words, text.mask))
+    seen = text.levels[list(self.heads).index(name)]
+    if name.endswith('sentence'): return replace(text, pooled=seen[:, 0])
+    return replace(text, tokens=seen[:, :text.tokens.shape[1]]) # captions may have been cut to the longest of a block
 
 @patch
 def grain(self:MGRL, name:str, audio:Encoded, text:Encoded)->Tensor: # (clips, captions), between -1 and 1

@@ -121,9 +121,7 @@ class THA(TwoTower):
 
     def depth(self, e:Encoded, name:str)->Encoded: # its tokens, without columns of nothing but padding
         "A clip or caption at one depth."
-        if name == 'high': return e.trimmed()
-        tokens = e.levels[self.depths.index(name)]
-        return Encoded(e.pooled, tokens, tokens.any(2)).trimmed()
+        return e.trimmed() if name == 'high' else e.level(self.depths.index(name))
 
 Method = THA # what `create('tha_dcr', ...)` builds
 

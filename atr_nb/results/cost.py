@@ -9,17 +9,17 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
+from types import SimpleNamespace
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 from ..encoders.tower import Precomputed
-from ..evaluation.scoring import score_all
+from ..encoders.transformers import StoredBlocks
+from ..evaluation.scoring import encode_all, score_all
 from ..methods import create
-from ..model import Encoded
 from .runs import peak_memory_mb
 
 # %% auto #0
-__all__ = ['AUDIOCAPS', 'Size', 'scoring_cost']
+__all__ = ['AUDIOCAPS', 'WIDTH', 'Size', 'scoring_cost']
 
 # %% ../../nbs/results/75_cost.ipynb #3dcfe1bf
 @dataclass(frozen=True)
@@ -48,16 +48,24 @@ def _best_product(width:int, side:int=4096)->float: # operations per second
     a, b = torch.randn(side, width), torch.randn(width, side)
     return 2 * side * side * width / min(_seconds(lambda: a @ b) for _ in range(6))
 
-def _unit(*shape:int)->Tensor:
-    x = torch.randn(*shape)
-    return normalize(x, dim=-1, out=x)
+WIDTH = 8 # of the frames and words that are encoded
+
+class _Noise:
+    "Rows of random tokens, as `encode_all` gathers them."
+    def __init__(self, n:int, tokens:int, width:int): self.n, self.shape = n, (tokens, width)
+    def __len__(self): return self.n
+    def gather(self, rows:Tensor)->tuple[Tensor, None]: return torch.randn(len(rows), *self.shape), None
+
+def _untrained(method:str, options:dict, size:Size)->tuple: # the model, its clips and captions
+    takes_blocks = method == 'tha_dcr'
+    text = StoredBlocks(3 * WIDTH, 'mean', 3) if takes_blocks else Precomputed(WIDTH, 'mean')
+    model = create(method, audio=Precomputed(WIDTH, 'mean'), text=text, **({'width': size.width} | options)).eval()
+    noise = SimpleNamespace(audio=_Noise(size.clips, size.frames, WIDTH), text=_Noise(size.captions, size.words, text.width))
+    return model, *encode_all(model, noise)
 
 def _measured(method:str, options:dict, size:Size)->dict:
     "The measurement itself, in whatever process it is called."
-    encoders = dict(audio=Precomputed(8, 'mean'), text=Precomputed(8, 'mean'))
-    model = create(method, **encoders, **({'width': size.width} | options)).eval()
-    audio = Encoded(_unit(size.clips, size.width), _unit(size.clips, size.frames, size.width))
-    text = Encoded(_unit(size.captions, size.width), _unit(size.captions, size.words, size.width))
+    model, audio, text = _untrained(method, options, size)
     before = _best_product(size.width)
     seconds = _seconds(lambda: score_all(model, audio, text))
     best, reached = max(before, _best_product(size.width)), size.products / seconds
@@ -70,6 +78,6 @@ def scoring_cost(
     size:Size=AUDIOCAPS,
     **options, # of the method
     )->dict: # 'seconds', 'machine GFLOP/s', 'scoring GFLOP/s', 'share of peak', 'peak memory MB'
-    "Score random vectors on the CPU, in a process of its own. In a script, call it under `if __name__ == '__main__':`."
+    "Score random clips and captions on the CPU, in a process of its own. In a script, call it under `if __name__ == '__main__':`."
     with ProcessPoolExecutor(1, mp_context=get_context('spawn')) as process:
         return process.submit(_measured, method, options, size).result()
