@@ -15,6 +15,7 @@ import soundfile as sf
 
 from atr_nb import cli
 from atr_nb.notebooks import about
+from atr_nb.settings import load
 
 ROOT = Path(__file__).resolve().parent.parent
 ATR = [str(Path(sys.executable).with_name("atr-nb"))]
@@ -63,7 +64,7 @@ def test_all_is_every_paper(paper):
     (['--set', 'datasets=clotho', '--set', 'train_size=0'], 'val_size=8: clotho is used whole'),
     (['--set', 'val_size=0'], 'val_size=0 will not do: scenes-sparse has no end that 0 could stand for; give a number'),
     (['--set', 'audio_weights=mine.pth'], "mine.pth': aisfx brings its own weights and would ignore these"),
-    (['--set', 'audio_weights=mine.pth', '--set', 'audio_encoder=cnn10'], 'mine.pth does not exist; PANNs checkpoints'),
+    (['--set', 'audio_weights=mine.pth', '--set', 'audio_encoder=cnn10'], 'mine.pth does not exist; cnn10 takes a PANNs checkpoint'),
     (['--set', 'text_encoder=./bert'], 'bert/config.json does not exist'),
     (['--set', 'text_encoder=minilmm'], "text_encoder='minilmm': not minilm, tiny or a folder, was never downloaded"),
     (['--out', 'settings.ini/x'], "Not a directory: '"),
