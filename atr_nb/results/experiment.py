@@ -4,7 +4,8 @@
 
 # %% ../../nbs/results/74_experiment.ipynb #a3e28725
 from __future__ import annotations
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from fastcore.basics import patch
 import numpy as np
 import pandas as pd
@@ -52,6 +53,7 @@ class Experiment(Lab):
         ):
         super().__init__(settings, paper)
         self.verdicts, self.findings, self._mined = Verdicts(), Findings(), {}
+        self._planned = None # inside `at_once`: the sweeps so far
         try: self.known = published(paper)
         except FileNotFoundError: self.known = None # a paper that nobody has published numbers for
 
@@ -60,17 +62,23 @@ class Experiment(Lab):
         rows:dict[str, Row], # label -> what to train
         datasets:Iterable[str]|None=None, # None: all of the settings
         seeds:Iterable[int]|None=None, # None: those of the main tables
-        )->Table: # of all that was swept under this name so far
+        )->Table|None: # of all that was swept under this name so far; None inside `at_once`
         "Make or find the runs of some rows, save them, and render their table."
         datasets = self.settings.datasets if datasets is None else datasets
         seeds = self.settings.seeds if seeds is None else seeds
-        todo = {f'{d}, {row}, seed {seed}': (row, dict(dataset=d, seed=seed, **_of(rows[row], d, seed)))
-                for d in datasets for row in rows for seed in seeds}
-        self.ahead({label: what for label, (_, what) in todo.items()}, name)
-        for row, what in todo.values(): self.run(name, row, **what)
-        self._arrange(name, list(rows))
-        self.save()
+        todo = [(row, dict(dataset=d, seed=seed, **_of(rows[row], d, seed))) for d in datasets for row in rows for seed in seeds]
+        if self._planned is not None: return self._planned.append((name, list(rows), todo))
+        self._make([(name, list(rows), todo)], name)
         return self.table(name)
+
+    def _make(self, sweeps:list[tuple], desc:str)->None: # (table, rows, (row, arguments of `Lab.run`) of each run)
+        "Make all runs that are not there yet, several at a time, and note all of them."
+        self.ahead({f"{table}: {row}, {what['dataset']}, seed {what['seed']}": what
+                    for table, _, todo in sweeps for row, what in todo}, desc)
+        for table, rows, todo in sweeps:
+            for row, what in todo: self.run(table, row, **what)
+            self._arrange(table, rows)
+        self.save()
 
     def _arrange(self, name:str, rows:list[str])->None:
         "Let the records of these rows stand in their order, dataset by dataset, in the places that they have together."
@@ -87,6 +95,18 @@ class Experiment(Lab):
         "Sweep rows that ask for a reason: fewer seeds, and the first dataset unless told otherwise."
         datasets = self.settings.datasets[:1] if datasets is None else datasets
         return self.sweep(name, rows, datasets, self.settings.ablation_seeds)
+
+# %% ../../nbs/results/74_experiment.ipynb #7404d16b
+@patch
+@contextmanager
+def at_once(self:Experiment)->Iterator[None]:
+    "Sweeps inside are trained together, when all of them are known; nothing is trained if there was an error."
+    self._planned = []
+    try:
+        yield
+        planned = self._planned
+    finally: self._planned = None
+    self._make(planned, self.paper)
 
 # %% ../../nbs/results/74_experiment.ipynb #77d5ca41
 @patch

@@ -371,12 +371,14 @@ def render(
     out:Path|str, # the folder that holds PROFILE/PAPER folders, such as reports
     )->Path: # out/index.html
     "Write the report over everything found. Deterministic. ValueError naming file and line for a record that cannot be counted."
-    out, profiles, choices, notices = Path(out), {}, {}, []
+    out, profiles, choices, pages, notices = Path(out), {}, {}, {}, []
     if not out.is_dir(): raise FileNotFoundError(f"{out} is not a folder; give the one that holds the PROFILE/PAPER folders")
     for folder in _folders(out):
         base = f'{quote(folder.parent.name)}/{quote(folder.name)}/'; runs = folder/'runs.jsonl'
-        if (folder/'chosen.json').is_file(): # what was chosen, which is no paper
-            choices[folder.parent.name] = base + 'notebook.html'
+        chose = (folder/'chosen.json').is_file()
+        if chose or (folder/'notebook.ipynb').is_file() and not runs.is_file(): # no paper, or a page that trains nothing
+            if chose: choices[folder.parent.name] = base + 'notebook.html'
+            else: pages[f'{folder.parent.name}/{folder.name}'] = base + 'notebook.html'
             notices += [f'{folder.parent.name}/{folder.name}: {notice}' for notice in _write_page(folder)]
             continue
         if not runs.is_file() or not runs.read_text(encoding='utf-8').strip():
@@ -387,5 +389,5 @@ def render(
         if failed := _failed(folder, base): paper['notices'].append(failed)
         paper['notices'] += _write_page(folder)
         profiles.setdefault(folder.parent.name, []).append(_linked(paper, folder, base))
-    html = _fill('report.html.j2', profiles=profiles, choices=choices, notices=notices, class_of=CLASS, shape=SHAPE, says=SAYS, headings=HEADINGS, signed=signed)
+    html = _fill('report.html.j2', profiles=profiles, choices=choices, pages=pages, notices=notices, class_of=CLASS, shape=SHAPE, says=SAYS, headings=HEADINGS, signed=signed)
     return write_file(out/'index.html', html)
