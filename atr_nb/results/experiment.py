@@ -68,10 +68,10 @@ class Experiment(Lab):
         seeds = self.settings.seeds if seeds is None else seeds
         todo = [(row, dict(dataset=d, seed=seed, **_of(rows[row], d, seed))) for d in datasets for row in rows for seed in seeds]
         if self._planned is not None: return self._planned.append((name, list(rows), todo))
-        self._make([(name, list(rows), todo)], name)
+        self._sweep_all([(name, list(rows), todo)], name)
         return self.table(name)
 
-    def _make(self, sweeps:list[tuple], desc:str)->None: # (table, rows, (row, arguments of `Lab.run`) of each run)
+    def _sweep_all(self, sweeps:list[tuple], desc:str)->None: # (table, rows, (row, arguments of `Lab.run`) of each run)
         "Make all runs that are not there yet, several at a time, and note all of them."
         self.ahead({f"{table}: {row}, {what['dataset']}, seed {what['seed']}": what
                     for table, _, todo in sweeps for row, what in todo}, desc)
@@ -106,7 +106,7 @@ def at_once(self:Experiment)->Iterator[None]:
         yield
         planned = self._planned
     finally: self._planned = None
-    self._make(planned, self.paper)
+    self._sweep_all(planned, self.paper)
 
 # %% ../../nbs/results/74_experiment.ipynb #77d5ca41
 @patch
