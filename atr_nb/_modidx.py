@@ -79,6 +79,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'atr_nb/alignment/segments.py')},
             'atr_nb.alignment.tokens': { 'atr_nb.alignment.tokens._attended': ( 'alignment/tokens.html#_attended',
                                                                                 'atr_nb/alignment/tokens.py'),
+                                         'atr_nb.alignment.tokens._by_caption': ( 'alignment/tokens.html#_by_caption',
+                                                                                  'atr_nb/alignment/tokens.py'),
                                          'atr_nb.alignment.tokens._cosines': ( 'alignment/tokens.html#_cosines',
                                                                                'atr_nb/alignment/tokens.py'),
                                          'atr_nb.alignment.tokens._guided': ('alignment/tokens.html#_guided', 'atr_nb/alignment/tokens.py'),

@@ -99,6 +99,10 @@ def _lined_up(e:Encoded)->tuple[Tensor, Tensor]: # (W, d), (B,)
     mask = mask | ~mask.any(1, keepdim=True)
     return e.tokens[mask], mask.sum(1)
 
+def _by_caption(x:Tensor, how:str, n:Tensor)->Tensor: # (..., W) -> (..., C)
+    "Maximum or mean over the words of each caption, of which there are n (C,)."
+    return torch.segment_reduce(x, how, lengths=n.expand(*x.shape[:-1], -1).contiguous(), axis=x.dim() - 1)
+
 def _highest(x:Tensor, dim:int)->Tensor:
     "The maximum: in training with its place, so that going back only that place is visited; else as fast as can be."
     return x.max(dim).values if x.requires_grad else x.amax(dim)
@@ -108,8 +112,8 @@ def late_interaction(
     text:Encoded, # unit vectors, with tokens (C, N, d)
     )->Tensor: # (A, C), between -1 and 1
     "Every word's best frame and every frame's best word, averaged. [inferred; ancestor with learned weights: DRL]"
-    frames, (words, n) = _repeated(audio), _lined_up(text)
-    cos = (words @ frames.flatten(0, 1).T).unflatten(1, frames.shape[:2]) # (W, A, K): words of all captions
-    by_words = torch.segment_reduce(_highest(cos, 2), 'mean', lengths=n) # (C, A)
-    by_frames = torch.segment_reduce(cos.flatten(1), 'max', lengths=n).unflatten(1, frames.shape[:2]) # (C, A, K)
-    return (by_words + (by_frames * _shares(audio)).sum(2)).T / 2
+    words, n = _lined_up(text)
+    cos = _cosines(_repeated(audio), words) # (A, K, W): with the words W of all captions
+    by_words = _by_caption(_highest(cos, 1), 'mean', n)
+    by_frames = (_by_caption(cos, 'max', n) * _shares(audio)[..., None]).sum(1)
+    return (by_words + by_frames) / 2
