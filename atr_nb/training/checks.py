@@ -51,11 +51,13 @@ def _require(ok:bool, model:RetrievalModel, what:str)->None:
 def _encoded(model:RetrievalModel, b)->tuple: # what the model makes of a batch's clips and of its captions
     return model.encode_audio(b.audio, b.audio_mask), model.encode_text(b.text, b.text_mask)
 
-def knows_nothing(model:RetrievalModel, pairs:Pairs, chance:Callable[[int], float]=math.log)->float: # loss over chance
+def knows_nothing(model:RetrievalModel, pairs:Pairs, chance:Callable[[int], float|dict]=math.log)->float: # loss over chance
     "The part of the loss that is farthest from chance before training, as a ratio. AssertionError beyond a factor of two."
     b = pairs.batch(torch.arange(len(pairs)))
     with torch.no_grad(): losses = model.loss(*_encoded(model, b), b.clip_ids)
-    parts = {k: v.item() / chance(len(b)) for k, v in losses.items() if k != 'loss' or len(losses) == 1}
+    worth = chance(len(b))
+    def of(name:str)->float: return worth[name] if isinstance(worth, dict) else worth
+    parts = {k: v.item() / of(k) for k, v in losses.items() if k != 'loss' or len(losses) == 1}
     name, worst = max(parts.items(), key=lambda part: abs(math.log(max(part[1], 1e-9))))
     _require(0.5 < worst < 2, model, f'before training its {name!r} is {worst:.2f} of what chance would give; is a '
              'temperature there twice, or is a sum taken for a mean?')
@@ -126,7 +128,7 @@ def survives_saving(model:RetrievalModel, fresh:RetrievalModel, pairs:Pairs)->fl
 # %% ../../nbs/training/55_checks.ipynb #e9505f2d
 def check_method(
     make:Callable[..., RetrievalModel], # make(audio encoder, text encoder)
-    chance:Callable[[int], float]=math.log, # what each part of the loss is worth for a batch of B when all scores are alike
+    chance:Callable[[int], float|dict]=math.log, # what each part of the loss (or each under its name) is worth for a batch of B when all scores are alike
     recipe:Recipe=RECIPE, # to learn by heart
     pairs:Pairs|None=None, # made-up clips and captions; None: `noise_pairs`
     )->dict: # 'loss / chance', 'differences', 'gradients', 'learned (R@1)', 'curve'
