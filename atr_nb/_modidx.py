@@ -788,6 +788,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'atr_nb/methods/tha_dcr.py'),
                                         'atr_nb.methods.tha_dcr.THA.by_factor': ( 'methods/tha_dcr.html#tha.by_factor',
                                                                                   'atr_nb/methods/tha_dcr.py'),
+                                        'atr_nb.methods.tha_dcr.THA.by_length': ( 'methods/tha_dcr.html#tha.by_length',
+                                                                                  'atr_nb/methods/tha_dcr.py'),
                                         'atr_nb.methods.tha_dcr.THA.depth': ('methods/tha_dcr.html#tha.depth', 'atr_nb/methods/tha_dcr.py'),
                                         'atr_nb.methods.tha_dcr.THA.encode_audio': ( 'methods/tha_dcr.html#tha.encode_audio',
                                                                                      'atr_nb/methods/tha_dcr.py'),

@@ -136,7 +136,7 @@ def encode_audio(self:THA, x:Tensor, mask:Tensor|None=None)->Encoded: # levels: 
 def encode_text(self:THA, x:Tensor, mask:Tensor|None=None)->Encoded: # likewise
     e = self.scaled(self.text(x, mask))
     if self.confidence: e.levels += (self.confidence.of_text(e.pooled).flatten(1)[:, None],) # (B, 1, n * hidden)
-    return e
+    return e if self.pairs else Encoded(e.pooled, levels=e.levels)
 
 # %% ../../nbs/methods/64_tha_dcr.ipynb #9f938c0c
 @patch
@@ -145,6 +145,13 @@ def hierarchy(self:THA, audio:Encoded, text:Encoded)->Tensor: # (clips, captions
     if not self.pairs: return clip_sentence(audio, text)
     heard, said = ({name: self.depth(e, name) for name in self.depths} for e in (audio, text))
     return score_of({(a, t): self.align(heard[a], said[t]) for a, t in self.pairs})
+
+@patch
+def by_length(self:THA, audio:Encoded, text:Encoded, n:int=16)->Tensor: # (clips, captions)
+    "The hierarchy of a batch: captions in the order of their length, a few at a time, so that little of it is padding."
+    if not self.pairs: return self.hierarchy(audio, text)
+    order = mask_of(text.tokens, text.mask).sum(1).argsort()
+    return torch.cat([self.hierarchy(audio, text[rows]) for rows in order.split(n)], 1)[:, order.argsort()]
 
 @patch
 def by_factor(self:THA, audio:Encoded, text:Encoded)->tuple[Tensor, Tensor, Tensor]: # (A, K, C), (n, A, C), (n, A, C)
@@ -176,7 +183,7 @@ def similarity(self:THA, audio:Encoded, text:Encoded)->Tensor: # (clips, caption
 @patch
 def loss(self:THA, audio:Encoded, text:Encoded, clip_ids:Tensor)->dict: # the total, and each part under its name
     "NT-Xent of the hierarchy, and of the factors, and their decorrelation."
-    contrast = nt_xent(self.hierarchy(audio, text), self.temperature, clip_ids)
+    contrast = nt_xent(self.by_length(audio, text), self.temperature, clip_ids)
     if not self.factors: return {'loss': contrast}
     g, cosines, trust = self.by_factor(audio, text)
     chosen = torch.einsum('bkb,bkd->bd', g, audio.tokens) # each clip's vector for its own caption
