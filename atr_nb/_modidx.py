@@ -971,6 +971,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'atr_nb.results.compare.paper_folders': ( 'results/compare.html#paper_folders',
                                                                                   'atr_nb/results/compare.py')},
             'atr_nb.results.cost': { 'atr_nb.results.cost.Size': ('results/cost.html#size', 'atr_nb/results/cost.py'),
+                                     'atr_nb.results.cost.Size.factors': ('results/cost.html#size.factors', 'atr_nb/results/cost.py'),
                                      'atr_nb.results.cost.Size.products': ('results/cost.html#size.products', 'atr_nb/results/cost.py'),
                                      'atr_nb.results.cost._Noise': ('results/cost.html#_noise', 'atr_nb/results/cost.py'),
                                      'atr_nb.results.cost._Noise.__init__': ('results/cost.html#_noise.__init__', 'atr_nb/results/cost.py'),

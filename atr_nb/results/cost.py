@@ -36,6 +36,10 @@ class Size:
         "All frames with all words: a multiplication and an addition for each number."
         return 2 * self.clips * self.frames * self.captions * self.words * self.width
 
+    def factors(self, n:int)->int: # floating-point operations
+        "Frames with sentences, frames with frames, and hidden layers four times as wide as a factor. [alignment.factors]"
+        return 2 * self.clips * self.captions * (5 * self.frames * self.width + n * self.frames**2)
+
 AUDIOCAPS = Size(957, 31, 4785, 20, 1024) # its test set, in frames of 0.32 s
 
 # %% ../../nbs/results/75_cost.ipynb #3b5e0c49
@@ -63,12 +67,12 @@ def _untrained(method:str, options:dict, size:Size)->tuple: # the model, its cli
     noise = SimpleNamespace(audio=_Noise(size.clips, size.frames, WIDTH), text=_Noise(size.captions, size.words, text.width))
     return model, *encode_all(model, noise)
 
-def _measured(method:str, options:dict, size:Size)->dict:
+def _measured(method:str, options:dict, size:Size, work:int)->dict:
     "The measurement itself, in whatever process it is called."
     model, audio, text = _untrained(method, options, size)
     before = _best_product(size.width)
     seconds = _seconds(lambda: score_all(model, audio, text))
-    best, reached = max(before, _best_product(size.width)), size.products / seconds
+    best, reached = max(before, _best_product(size.width)), work / seconds
     return {'seconds': seconds, 'machine GFLOP/s': best / 1e9, 'scoring GFLOP/s': reached / 1e9,
             'share of peak': reached / best, 'peak memory MB': peak_memory_mb(torch.device('cpu'))}
 
@@ -76,8 +80,9 @@ def _measured(method:str, options:dict, size:Size)->dict:
 def scoring_cost(
     method:str, # a name of `methods.names()`
     size:Size=AUDIOCAPS,
+    work:int|None=None, # operations that count; None: the products of all frames with all words
     **options, # of the method
     )->dict: # 'seconds', 'machine GFLOP/s', 'scoring GFLOP/s', 'share of peak', 'peak memory MB'
     "Score random clips and captions on the CPU, in a process of its own. In a script, call it under `if __name__ == '__main__':`."
     with ProcessPoolExecutor(1, mp_context=get_context('spawn')) as process:
-        return process.submit(_measured, method, options, size).result()
+        return process.submit(_measured, method, options, size, work or size.products).result()
