@@ -1020,6 +1020,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'atr_nb.results.published': { 'atr_nb.results.published._complaint': ( 'results/published.html#_complaint',
                                                                                    'atr_nb/results/published.py'),
                                           'atr_nb.results.published.published': ( 'results/published.html#published',
+                                                                                  'atr_nb/results/published.py'),
+                                          'atr_nb.results.published.sentences': ( 'results/published.html#sentences',
                                                                                   'atr_nb/results/published.py')},
             'atr_nb.results.report': { 'atr_nb.results.report.Listen': ('results/report.html#listen', 'atr_nb/results/report.py'),
                                        'atr_nb.results.report._about': ('results/report.html#_about', 'atr_nb/results/report.py'),
