@@ -22,7 +22,7 @@ from .tables import (HEADINGS, SAYS, Verdicts, deciding, duration, load_claims, 
                                    table, titled)
 
 # %% auto #0
-__all__ = ['KINDS', 'CLASS', 'SHAPE', 'FILES', 'ASSETS', 'PROFILES', 'save_figure', 'training_figure', 'stages_figure',
+__all__ = ['KINDS', 'CLASS', 'SHAPE', 'FILES', 'ASSETS', 'PROFILES', 'CUT', 'save_figure', 'training_figure', 'stages_figure',
            'told_apart_figure', 'pick_queries', 'Listen', 'save_examples', 'ranks_figure', 'moves', 'gained_and_lost',
            'read_results', 'notebook_page', 'render']
 
@@ -45,7 +45,7 @@ def save_figure(
     few.save(small, 'png', optimize=True, pnginfo=words)
     write_file(Path(folder)/'figures'/f'{name}.png', small.getvalue())
 
-# %% ../../nbs/results/73_report.ipynb #dee6c85d
+# %% ../../nbs/results/73_report.ipynb #56c35028
 def _figures(folder:Path)->tuple[list[dict], list[str]]:
     "The figures of a paper with size and caption, and a notice for each that cannot be read."
     from PIL import Image
@@ -256,7 +256,7 @@ def gained_and_lost(
 
 # %% ../../nbs/results/73_report.ipynb #0fd09f56
 def _queries(folder:Path)->list[dict]:
-    "The stored queries, each clip with `path`, None if its sound is missing. ValueError naming a file that cannot be read."
+    "The stored queries; each clip gets a `path`, None if its sound is missing. ValueError naming a damaged file."
     file = folder/'examples.json'
     if not file.is_file(): return []
     def some(d, keys): return {k: d[k] for k in keys.split()}
@@ -331,11 +331,11 @@ def _facts(records:list[dict], folder:Path)->list[tuple[str, str]]:
             *((f'parameter {k}', json.dumps(v)) for k, v in _parameters(folder).items())]
 
 def _in_short(records:list[dict])->str:
-    "How much was run, for how long and on what: '28 runs, 3 seeds, 6 min, x86_64 CPU, 1 thread'."
+    "How much was run, for how long and on what: '28 runs · 3 seeds · 6 min · x86_64 CPU, 1 thread'."
     runs = {r['run']: r for r in records}.values()
     def counted(n, what): return f"{n:,} {what}{'s' * (n > 1)}"
-    return ', '.join([counted(len(runs), 'run'), counted(len({r['seed'] for r in runs}), 'seed'),
-                      duration(sum(r['seconds'] for r in runs)), *sorted({str(r['device']) for r in runs})])
+    return ' · '.join([counted(len(runs), 'run'), counted(len({r['seed'] for r in runs}), 'seed'),
+                       duration(sum(r['seconds'] for r in runs)), *sorted({str(r['device']) for r in runs})])
 
 # %% ../../nbs/results/73_report.ipynb #483e7ebf
 FILES = {'the notebook': 'notebook.html'} | {f: f for f in ('notebook.ipynb', 'tables.csv', 'runs.jsonl', 'claims.json')}
@@ -354,7 +354,7 @@ def read_results(
                 queries=_queries(folder), facts=_facts(records, folder), notices=[*notices, *unread, *told],
                 files={label: f for label, f in FILES.items() if (folder/f).is_file()})
 
-# %% ../../nbs/results/73_report.ipynb #649dac16
+# %% ../../nbs/results/73_report.ipynb #6714c964
 def _printed(statements:list[dict], known:pd.DataFrame|None)->list[str]:
     "What the paper's own numbers say to the same comparisons, each with its source."
     if known is None: return []
@@ -376,7 +376,7 @@ def _claim(name:str, id:str, results:list[dict], known:pd.DataFrame|None, said:d
     return dict(id=id, name=name, outcomes=outcomes, quoted=quoted,
                 printed=_printed([c for o in outcomes for c in o['statements']], known))
 
-# %% ../../nbs/results/73_report.ipynb #8ff6d6ec
+# %% ../../nbs/results/73_report.ipynb #28f7cea9
 def _line(text:str)->Markup:
     "A line of Markdown: emphasis and code as HTML, of links the words."
     html = re.sub(r'\[([^]]+)\]\([^)]*\)', r'\1', str(escape(text)))
@@ -436,7 +436,9 @@ def _folders(out:Path)->list[Path]:
         return profile == 'smoke', rank, profile, _order(f, out), f.name
     return sorted((f for f in out.glob('*/*/') if not hidden(f)), key=place)
 
-# %% ../../nbs/results/73_report.ipynb #33831050
+# %% ../../nbs/results/73_report.ipynb #12000ec3
+CUT = 'It was cut before its first result, or is still running.'
+
 def _failed(folder:Path)->Markup|None: # with a link
     "That the notebook ran into an error, if it did."
     if not (folder/'notebook.failed.ipynb').is_file(): return None
@@ -455,23 +457,22 @@ def _measured(folder:Path)->bool:
     runs = folder/'runs.jsonl'
     return runs.is_file() and bool(runs.read_text(encoding='utf-8').strip())
 
-def _sorted_out(out:Path)->tuple[dict, dict, list]: # paper -> results, profile -> page of its choices, notices
-    "What each folder holds: a paper's results, a profile's choices, or nothing yet. Writes the notebooks' pages."
-    papers, choices, notices = {}, {}, []
+def _sorted_out(out:Path)->tuple[dict, dict]: # paper -> its results; what else there is, for the template
+    "What each folder holds: results, choices, a page that trains nothing, or nothing yet. Writes the notebooks' pages."
+    papers, choices, pages, notices = {}, {}, {}, []
     for folder in _folders(out):
         name = f'{folder.parent.name}/{folder.name}'
-        told, failed = _write_page(folder), _failed(folder)
-        if (folder/'chosen.json').is_file():
-            choices[folder.parent.name] = f'{name}/notebook.html'
-            notices += [f'{name}: {notice}' for notice in told]
-        elif _measured(folder):
+        told, failed, page = _write_page(folder), _failed(folder), f'{name}/notebook.html'
+        if _measured(folder):
             papers.setdefault(folder.name, []).append(read_results(folder, told + [failed] * bool(failed)))
-        else:
-            cut = f'{name} holds no run record. It was cut before its first result, or is still running.'
-            notices.append(failed or cut)
-    return papers, choices, notices
+            continue
+        notices += [f'{name}: {notice}' for notice in told] + [failed] * bool(failed)
+        if (folder/'chosen.json').is_file(): choices[folder.parent.name] = page
+        elif (folder/'notebook.html').is_file() and not (folder/'runs.jsonl').is_file(): pages[name] = page
+        elif not failed: notices.append(f'{name} holds no run record. {CUT}')
+    return papers, dict(choices=choices, pages=pages, notices=notices)
 
-# %% ../../nbs/results/73_report.ipynb #4aaae36c
+# %% ../../nbs/results/73_report.ipynb #51ddc3f7
 def render(
     out:Path|str, # the folder that holds PROFILE/PAPER folders, such as reports
     )->Path: # out/index.html
@@ -479,10 +480,9 @@ def render(
     out = Path(out)
     if not out.is_dir():
         raise FileNotFoundError(f"{out} is not a folder; give the one that holds the PROFILE/PAPER folders")
-    found, choices, notices = _sorted_out(out)
+    found, others = _sorted_out(out)
     papers = [_paper(name, results) for name, results in found.items()]
     verdicts = [o['decides']['verdict'] for p in papers for c in p['claims'] for o in c['outcomes']]
-    html = _fill('report.html.j2', papers=papers, choices=choices, notices=notices,
-                 counts={v: verdicts.count(v) for v in SAYS}, class_of=CLASS, shape=SHAPE, says=SAYS, headings=HEADINGS,
-                 signed=signed, titled=titled, at=_at)
+    html = _fill('report.html.j2', papers=papers, counts={v: verdicts.count(v) for v in SAYS}, class_of=CLASS,
+                 shape=SHAPE, says=SAYS, headings=HEADINGS, signed=signed, titled=titled, at=_at, **others)
     return write_file(out/'index.html', html)
