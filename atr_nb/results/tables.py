@@ -264,7 +264,8 @@ class Table:
 # %% ../../nbs/results/72_tables.ipynb #76db3b86
 def _md(text:str)->str:
     "Text that Markdown leaves as it is."
-    return str(text).replace('&', '&amp;').replace('<', '&lt;').replace('|', '\\|').replace('\n', ' ')
+    plain = str(text).replace('&', '&amp;').replace('<', '&lt;').replace('\n', ' ')
+    return re.sub(r'([\\`*|[])', r'\\\1', plain)
 
 def _md_table(header:list[str], body:list[list[str]], left:int)->str:
     "A markdown table; the first `left` columns aligned left, the others right."
