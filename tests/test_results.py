@@ -384,7 +384,7 @@ def test_the_axis_has_round_numbers():
         low, high = sorted(rng.normal(size=2) * 10. ** rng.integers(-1, 3))
         scale = R._scale([dict(ci_low=low, ci_high=high, spread=[low])])
         ticks = R._ticks(scale)
-        assert 0 in ticks and len(ticks) <= 7 and scale[0] <= ticks[0] and ticks[-1] <= scale[1]
+        assert 0 in ticks and len(ticks) <= 9 and scale[0] <= ticks[0] and ticks[-1] <= scale[1]
         assert all(0 <= R._at(t, scale) <= 100 for t in (*ticks, low, high))
 
 def test_what_is_shown_of_a_collapsed_model_agrees_with_its_name(tmp_path):

@@ -45,7 +45,7 @@ def save_figure(
     few.save(small, 'png', optimize=True, pnginfo=words)
     write_file(Path(folder)/'figures'/f'{name}.png', small.getvalue())
 
-# %% ../../nbs/results/73_report.ipynb #56c35028
+# %% ../../nbs/results/73_report.ipynb #48d6088c
 def _figures(folder:Path)->tuple[list[dict], list[str]]:
     "The figures of a paper with size and caption, and a notice for each that cannot be read."
     from PIL import Image
@@ -284,9 +284,9 @@ def _scale(claims:list[dict])->tuple[float, float]:
     return min(values) - margin, max(values) + margin
 
 def _ticks(scale:tuple[float, float])->list[float]:
-    "Round numbers on the scale, zero among them, seven at most."
+    "Round numbers on the scale, zero among them, nine at most."
     low, high = scale
-    step = next(s for s in (.1, .2, .5, 1, 2, 5, 10, 20, 50, 100) if high - low <= 6 * s)
+    step = next(s for s in (.1, .2, .5, 1, 2, 5, 10, 20, 50, 100) if high - low <= 8 * s)
     return [k * step for k in range(ceil(low / step), floor(high / step) + 1)]
 
 def _at(value:float, scale:tuple[float, float])->float:
@@ -354,7 +354,7 @@ def read_results(
                 queries=_queries(folder), facts=_facts(records, folder), notices=[*notices, *unread, *told],
                 files={label: f for label, f in FILES.items() if (folder/f).is_file()})
 
-# %% ../../nbs/results/73_report.ipynb #6714c964
+# %% ../../nbs/results/73_report.ipynb #1c403ff3
 def _printed(statements:list[dict], known:pd.DataFrame|None)->list[str]:
     "What the paper's own numbers say to the same comparisons, each with its source."
     if known is None: return []
@@ -376,7 +376,7 @@ def _claim(name:str, id:str, results:list[dict], known:pd.DataFrame|None, said:d
     return dict(id=id, name=name, outcomes=outcomes, quoted=quoted,
                 printed=_printed([c for o in outcomes for c in o['statements']], known))
 
-# %% ../../nbs/results/73_report.ipynb #28f7cea9
+# %% ../../nbs/results/73_report.ipynb #6df3a93f
 def _line(text:str)->Markup:
     "A line of Markdown: emphasis and code as HTML, of links the words."
     html = re.sub(r'\[([^]]+)\]\([^)]*\)', r'\1', str(escape(text)))
@@ -436,7 +436,7 @@ def _folders(out:Path)->list[Path]:
         return profile == 'smoke', rank, profile, _order(f, out), f.name
     return sorted((f for f in out.glob('*/*/') if not hidden(f)), key=place)
 
-# %% ../../nbs/results/73_report.ipynb #12000ec3
+# %% ../../nbs/results/73_report.ipynb #474afb2f
 CUT = 'It was cut before its first result, or is still running.'
 
 def _failed(folder:Path)->Markup|None: # with a link
@@ -472,7 +472,7 @@ def _sorted_out(out:Path)->tuple[dict, dict]: # paper -> its results; what else 
         elif not failed: notices.append(f'{name} holds no run record. {CUT}')
     return papers, dict(choices=choices, pages=pages, notices=notices)
 
-# %% ../../nbs/results/73_report.ipynb #51ddc3f7
+# %% ../../nbs/results/73_report.ipynb #f5b37c54
 def render(
     out:Path|str, # the folder that holds PROFILE/PAPER folders, such as reports
     )->Path: # out/index.html
