@@ -359,8 +359,8 @@ def test_the_papers_own_words_and_numbers(house, monkeypatch):
     text = R.render(house).read_text()
     better, worse = re.findall(r'<section class="claim".*?</section>', text, re.S)
     assert '&ldquo;best of &lt;all&gt;&rdquo; <cite>Toy 2024, abstract</cite>' in better and '<blockquote>' not in worse
-    assert 'good − poor, clotho, t2a R@1: 30.0 − 28.5 = +1.5 (Toy 2024, Table I)' in better
-    assert '28.5 − 30.0 = −1.5' in worse and 'Of the paper, ' not in text
+    assert 'In the paper: +1.5 (clotho, t2a R@1: 30.0 − 28.5)<' in better and 'good − poor: Toy 2024, Table I' in better
+    assert 'In the paper: −1.5 (clotho, t2a R@1: 28.5 − 30.0)<' in worse and 'Of the paper, ' not in text
 
 def test_sentences_have_a_place(tmp_path):
     for text, complaint in (('[toy]\n"a" = { words = "x" }', "toy, 'a': give"), ('[toy]\n"a" = "x"', 'give the printed'), ('[toy', 'sentences.toml')):
@@ -462,7 +462,7 @@ def test_what_is_poorer_but_not_wrong_is_said(house):
     assert '<section class="claim"' not in text and 'no claim judged' in text
     (folder/'claims.json').unlink(); assert 'No claim has been judged' in R.render(house).read_text()
 
-@pytest.mark.parametrize('text', ['{"queries": [{"why": "x"}]}', '{"quer', '[]'])
+@pytest.mark.parametrize('text', ['{"queries": [{"why": "x"}]}', '{"queries": [{"why": 1, "drawn": 1, "dataset": 1, "model": 1, "caption": 1, "place": "first", "of": 2, "clips": []}]}', '{"quer', '[]'])
 def test_damaged_examples_are_named(house, text):
     (house/'embedded/baseline/examples.json').write_text(text)
     with pytest.raises(ValueError, match='examples.json cannot be read'): R.render(house)

@@ -45,7 +45,7 @@ def save_figure(
     few.save(small, 'png', optimize=True, pnginfo=words)
     write_file(Path(folder)/'figures'/f'{name}.png', small.getvalue())
 
-# %% ../../nbs/results/73_report.ipynb #48d6088c
+# %% ../../nbs/results/73_report.ipynb #05d79f64
 def _figures(folder:Path)->tuple[list[dict], list[str]]:
     "The figures of a paper with size and caption, and a notice for each that cannot be read."
     from PIL import Image
@@ -262,8 +262,8 @@ def _queries(folder:Path)->list[dict]:
     def some(d, keys): return {k: d[k] for k in keys.split()}
     try:
         stored = json.loads(file.read_text(encoding='utf-8'))['queries']
-        queries = [some(q, 'why drawn dataset model caption place of')
-                   | dict(clips=[some(c, 'place right caption audio') for c in q['clips']]) for q in stored]
+        queries = [some(q, 'why drawn dataset model caption') | dict(place=int(q['place']), of=int(q['of']), clips=[
+            some(c, 'right caption audio') | dict(place=int(c['place'])) for c in q['clips']]) for q in stored]
     except (ValueError, KeyError, TypeError) as e:
         raise ValueError(f"{file} cannot be read ({e}); delete it and run the notebook again") from None
     for clip in (c for q in queries for c in q['clips']):
@@ -354,19 +354,19 @@ def read_results(
                 queries=_queries(folder), facts=_facts(records, folder), notices=[*notices, *unread, *told],
                 files={label: f for label, f in FILES.items() if (folder/f).is_file()})
 
-# %% ../../nbs/results/73_report.ipynb #1c403ff3
-def _printed(statements:list[dict], known:pd.DataFrame|None)->list[str]:
-    "What the paper's own numbers say to the same comparisons, each with its source."
-    if known is None: return []
+# %% ../../nbs/results/73_report.ipynb #11591e7f
+def _printed(statements:list[dict], known:pd.DataFrame|None)->dict[str, str]: # effect -> where it comes from
+    "What the paper's own numbers say to the same comparisons."
+    if known is None: return {}
     numbers = {(r.row, r.metric, r.dataset): r for r in known[known.value.notna()].itertuples()}
-    out = []
+    out = {}
     for c in statements:
         for dataset in DATASETS:
             a, b = (numbers.get((c[side], c['metric'], dataset)) for side in ('better', 'worse'))
             if not a or not b: continue
-            said = f"{a.value:.1f} − {b.value:.1f} = {signed(a.value - b.value)}"
-            out.append(f"{c['better']} − {c['worse']}, {dataset}, {HEADINGS[c['metric']]}: {said} ({a.source})")
-    return list(dict.fromkeys(out))
+            effect = f"{signed(a.value - b.value)} ({dataset}, {HEADINGS[c['metric']]}: {a.value:.1f} − {b.value:.1f})"
+            out[effect] = f"{c['better']} − {c['worse']}: {a.source}"
+    return out
 
 def _claim(name:str, id:str, results:list[dict], known:pd.DataFrame|None, said:dict)->dict:
     "A claim with what came out under each profile, the paper's own words and its own numbers."
@@ -376,7 +376,7 @@ def _claim(name:str, id:str, results:list[dict], known:pd.DataFrame|None, said:d
     return dict(id=id, name=name, outcomes=outcomes, quoted=quoted,
                 printed=_printed([c for o in outcomes for c in o['statements']], known))
 
-# %% ../../nbs/results/73_report.ipynb #6df3a93f
+# %% ../../nbs/results/73_report.ipynb #718ed408
 def _line(text:str)->Markup:
     "A line of Markdown: emphasis and code as HTML, of links the words."
     html = re.sub(r'\[([^]]+)\]\([^)]*\)', r'\1', str(escape(text)))
@@ -436,7 +436,7 @@ def _folders(out:Path)->list[Path]:
         return profile == 'smoke', rank, profile, _order(f, out), f.name
     return sorted((f for f in out.glob('*/*/') if not hidden(f)), key=place)
 
-# %% ../../nbs/results/73_report.ipynb #474afb2f
+# %% ../../nbs/results/73_report.ipynb #94e767f8
 CUT = 'It was cut before its first result, or is still running.'
 
 def _failed(folder:Path)->Markup|None: # with a link
@@ -472,7 +472,7 @@ def _sorted_out(out:Path)->tuple[dict, dict]: # paper -> its results; what else 
         elif not failed: notices.append(f'{name} holds no run record. {CUT}')
     return papers, dict(choices=choices, pages=pages, notices=notices)
 
-# %% ../../nbs/results/73_report.ipynb #f5b37c54
+# %% ../../nbs/results/73_report.ipynb #751a6a71
 def render(
     out:Path|str, # the folder that holds PROFILE/PAPER folders, such as reports
     )->Path: # out/index.html
