@@ -47,7 +47,7 @@ class Browser:
 
     def wait(self, expression):
         "Until an expression is true."
-        for _ in range(100):
+        for _ in range(300):
             if self.js(expression): return
             time.sleep(.1)
         raise AssertionError(f'never came true: {expression}')

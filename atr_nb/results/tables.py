@@ -276,7 +276,8 @@ def _table_md(self:Table)->str:
     body = [[f'**{_md(c.text)}**' if c.bold else _md(c.text) for c in row] for row in self.body()]
     said = [f'*{_md(self.caption)}*'] if self.caption else []
     under = '\n'.join(f'- {_md(n)}' for n in [*self.notes, *self.provenance])
-    return '\n\n'.join([f'### {_md(titled(self.name))}', *said, _md_table(self.header, body, len(self.words)), under]) + '\n'
+    drawn = _md_table(self.header, body, len(self.words))
+    return '\n\n'.join([f'### {_md(titled(self.name))}', *said, drawn, under]) + '\n'
 Table._repr_markdown_ = _table_md
 
 # %% ../../nbs/results/72_tables.ipynb #9dfe2b95
@@ -379,7 +380,8 @@ def _compared(claim:Claim, records:list[dict])->tuple[str, list[dict]]: # the da
     "What a claim compares on one dataset."
     sides = [_side(s, claim, records) for s in (claim.better, claim.worse)]
     if any(len(s) > 1 for s in sides):
-        raise ValueError(f"claim {claim.name!r} fits several datasets ({', '.join(sides[0])}); name one, or use judge_all")
+        raise ValueError(f"claim {claim.name!r} fits several datasets ({', '.join(sides[0])}); "
+                         "name one, or use judge_all")
     (on, better), (other, worse) = (next(iter(s.items())) for s in sides)
     if on != other or not better.keys() & worse.keys():
         raise ValueError(f"claim {claim.name!r}: no run of the two sides on the same dataset and seed "
@@ -401,7 +403,7 @@ def judge(
     records:list[dict], # from `load_records`
     ranks:dict, # from `load_ranks`
     )->dict: # claim statement verdict effect ci_low ci_high runs seeds spread dataset metric ...
-    "Judge a claim on one dataset, over the seeds that all its runs share, in points. ValueError naming what is missing."
+    "Judge a claim on one dataset, over the seeds all its runs share, in points. ValueError naming what is missing."
     on, sides = _compared(claim, records)
     sides += _before(claim, records, on)
     seeds = sorted(set.intersection(*map(set, sides)))
