@@ -77,7 +77,7 @@ def _curves(ax, curves:dict, edges, spans:dict, what:str)->None:
         ax.stairs(curve, edges, color=f'C{k}', lw=2, label=label)
         for span in spans.get(label, []):
             ax.plot(span, [top * (1.12 + .05*k)] * 2, color=f'C{k}', lw=4, solid_capstyle='butt')
-    ax.legend(frameon=False, fontsize=8, loc='center right')
+    ax.legend(frameon=False, fontsize=8, ncols=3, loc='upper center', bbox_to_anchor=(.5, -.2)) # under the sound
 
 # %% ../nbs/03_figures.ipynb #42d60db0
 def draw_stages(

@@ -55,7 +55,7 @@ def test_a_sixth_paper(copy):
     assert [(r['paper'], r['row']) for r in load_records(results)] == [('sixth', 'baseline'), ('sixth', 'sixth')]
     assert [c['claim'] for c in load_claims(results)] == ['a cosine is enough']
     report = (folder/'reports'/'index.html').read_text(encoding='utf-8')
-    assert '<h2 id="smoke-sixth-h">The sixth: is a cosine enough?' in report
+    assert '<h2 id="sixth-h">The sixth: is a cosine enough?' in report
     assert '<p class="cite">Author and Author, <em>The Title of the Sixth Paper</em> (Conference 2025)</p>' in report
 
     asked = 'import atr_nb.methods as m, atr_nb.pages as p; from pathlib import Path; print(m.names(), p.papers(Path()))'

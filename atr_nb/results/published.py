@@ -4,12 +4,13 @@
 
 # %% ../../nbs/results/71_published.ipynb #9ade3b4f
 from __future__ import annotations
+import tomllib
 from pathlib import Path
 import pandas as pd
 import atr_nb
 
 # %% auto #0
-__all__ = ['FOLDER', 'COLUMNS', 'DATASETS', 'METRICS', 'published']
+__all__ = ['FOLDER', 'COLUMNS', 'DATASETS', 'METRICS', 'published', 'sentences']
 
 # %% ../../nbs/results/71_published.ipynb #3eada67e
 FOLDER = Path(atr_nb.__file__).resolve().parents[1]/'reports'/'published'
@@ -52,3 +53,18 @@ def published(
         r = df[twice].iloc[0]
         raise ValueError(f"{file}, line {twice.idxmax()+2} ({r.row}): {r.metric or 'the row'} on {r.dataset} is given twice")
     return df.assign(value=pd.to_numeric(df['value'].str.strip()))
+
+# %% ../../nbs/results/71_published.ipynb #1c8f975c
+def sentences(
+    paper:str, # name of the reproduction
+    folder:Path|str|None=None, # where sentences.toml is; None: reports/published/ of this project
+    )->dict[str, dict]: # how the claims' names begin -> dict(words, place)
+    "A paper's own words for its claims; empty where none are at hand. ValueError for words without their place."
+    file = Path(folder or FOLDER)/'sentences.toml'
+    if not file.is_file(): return {}
+    try: said = tomllib.loads(file.read_text(encoding='utf-8')).get(paper, {})
+    except tomllib.TOMLDecodeError as e: raise ValueError(f'{file}: {e}') from None
+    for claim, quoted in said.items():
+        if not isinstance(quoted, dict) or set(quoted) != {'words', 'place'} or not all(quoted.values()):
+            raise ValueError(f"{file}, {paper}, {claim!r}: give the printed words and their place, and nothing else")
+    return said

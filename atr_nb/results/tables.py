@@ -16,10 +16,10 @@ from ..files import Damaged, load_arrays, unsealed, write_file
 from .published import DATASETS
 
 # %% auto #0
-__all__ = ['KEYS', 'AGAIN', 'SHOWN', 'EMBEDDED', 'OWN', 'HEADINGS', 'SAYS', 'ABOUT', 'LOOKS', 'load_records', 'load_ranks',
-           'place_of', 'summarise', 'signed', 'duration', 'provenance', 'Cell', 'Table', 'table', 'write_tables',
-           'Claim', 'claims_over', 'judge', 'overall', 'Verdicts', 'judge_all', 'claims_figure', 'write_claims',
-           'load_claims']
+__all__ = ['KEYS', 'AGAIN', 'SHOWN', 'EMBEDDED', 'OWN', 'HEADINGS', 'TITLES', 'SAYS', 'ABOUT', 'LOOKS', 'load_records',
+           'load_ranks', 'place_of', 'summarise', 'signed', 'duration', 'provenance', 'Cell', 'titled', 'Table',
+           'table', 'write_tables', 'Claim', 'claims_over', 'judge', 'overall', 'deciding', 'Verdicts', 'judge_all',
+           'claims_figure', 'write_claims', 'load_claims']
 
 # %% ../../nbs/results/72_tables.ipynb #d182de9e
 KEYS = ('run', 'profile', 'paper', 'table', 'row', 'dataset', 'split', 'seed', 'metrics', 'ranks', 'n_clips',
@@ -35,26 +35,29 @@ def _record(line:str, where:str)->dict:
     if missing: raise ValueError(f"{where}: the record lacks {', '.join(missing)}; {AGAIN}")
     if not isinstance(r['metrics'], dict):
         raise ValueError(f"{where}: metrics is {r['metrics']!r}, not a dictionary of numbers; {AGAIN}")
-    bad = [k for k, v in r['metrics'].items() if not isinstance(v, (int, float)) or not math.isfinite(v)]
-    if bad: raise ValueError(f"{where}: {bad[0]} is {r['metrics'][bad[0]]}, not a number; a broken run must not be counted")
+    for metric, v in r['metrics'].items():
+        if not isinstance(v, (int, float)) or not math.isfinite(v):
+            raise ValueError(f"{where}: {metric} is {v}, not a number; a broken run must not be counted")
     return r
 
 # %% ../../nbs/results/72_tables.ipynb #d37753b4
 def load_records(
     folder:Path|str, # reports/PROFILE/PAPER
     )->list[dict]: # the records in the order of the file
-    "Read `runs.jsonl`. FileNotFoundError if there is none; ValueError naming file and line for a record that cannot be counted."
+    "Read `runs.jsonl`. FileNotFoundError if there is none; ValueError naming file and line for a damaged record."
     file = Path(folder)/'runs.jsonl'
-    if not file.is_file(): raise FileNotFoundError(f"{file} is missing: nothing has been measured here yet, or the run was cut before its first record")
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing: nothing has been measured here yet, "
+                                "or the run was cut before its first record")
     seen = {}
     for i, line in enumerate(file.read_text(encoding='utf-8', errors='replace').split('\n'), 1):
         if not line.strip(): continue
         r = _record(line, f'{file}, line {i}')
         key = tuple(r[k] for k in ('table', 'row', 'dataset', 'split', 'seed'))
-        if key in seen and seen[key]['run'] != r['run']:
-            raise ValueError(f"{file}, line {i}: run {r['run']} stands where run {seen[key]['run']} already stands ({', '.join(map(str, key))}); "
-                             "label the two differently, or delete the older line")
-        seen.setdefault(key, r)
+        other = seen.setdefault(key, r)['run']
+        if other != r['run']:
+            raise ValueError(f"{file}, line {i}: run {r['run']} stands where run {other} already stands "
+                             f"({', '.join(map(str, key))}); label the two differently, or delete the older line")
     return list(seen.values())
 
 # %% ../../nbs/results/72_tables.ipynb #534a31b9
@@ -105,19 +108,21 @@ def summarise(
         for m in SHOWN:
             values = [r['metrics'].get(m, math.nan) for r in runs]
             one |= {m: np.mean(values), f'{m}_std': np.std(values, ddof=1) if len(values) > 1 else math.nan}
-        rows.append(one | dict(seeds=len(runs), n_parameters=runs[0]['n_parameters'], seconds=np.mean([r['seconds'] for r in runs])))
+        seconds = np.mean([r['seconds'] for r in runs])
+        rows.append(one | dict(seeds=len(runs), n_parameters=runs[0]['n_parameters'], seconds=seconds))
     return pd.DataFrame(rows)
 
 # %% ../../nbs/results/72_tables.ipynb #670b8e19
 def _beside(ours:pd.DataFrame, published:pd.DataFrame, name:str, datasets:list)->pd.DataFrame:
-    "Add `METRIC_paper` and `METRIC_difference` (ours minus paper's) to the rows on `datasets`, and the published rows we did not run."
+    "Add `METRIC_paper` and `METRIC_difference` (ours minus paper's), and the published rows that we did not run."
     p = published[(published.table == name) & published.dataset.isin(datasets)]
     value = dict(zip(zip(p.row, p.dataset, p.split, p.metric), p.value))
     rows = {(r['row'], r['dataset'], r['split']): r for r in ours.to_dict('records')}
-    for key in zip(p.row, p.dataset, p.split): rows.setdefault(key, dict(zip(('row', 'dataset', 'split'), key), seeds=0))
+    for key in zip(p.row, p.dataset, p.split):
+        rows.setdefault(key, dict(zip(('row', 'dataset', 'split'), key), seeds=0))
     for key, r in rows.items(): r |= {f'{m}_paper': value.get((*key, m), math.nan) for m in SHOWN}
-    order = {d: i for i, d in enumerate(ours.dataset.unique())}
-    both = pd.DataFrame(list(rows.values())).sort_values('dataset', key=lambda d: d.map(order), kind='stable', ignore_index=True)
+    order = list(ours.dataset.unique())
+    both = pd.DataFrame(sorted(rows.values(), key=lambda r: order.index(r['dataset'])))
     return both.assign(**{f'{m}_difference': both[m] - both[f'{m}_paper'] for m in SHOWN})
 
 # %% ../../nbs/results/72_tables.ipynb #ac7255f3
@@ -146,42 +151,56 @@ def signed(x:float)->str:
     return '' if math.isnan(x) else f'{x:+.1f}'.replace('-', '−')
 
 def duration(seconds:float)->str:
-    "Seconds as a person says it."
+    "Seconds as a person says it; a dash where there was nothing to wait for."
     if not math.isfinite(seconds): return ''
+    if seconds == 0: return '–'
     if seconds < 10: return f'{seconds:.1f} s'
     if seconds < 120: return f'{seconds:.0f} s'
     return f'{seconds/60:.0f} min' if seconds < 7200 else f'{seconds/3600:.1f} h'
 
 def _listed(values)->str: return ', '.join(dict.fromkeys(str(v) for v in values))
 
-def provenance(records:list[dict])->list[str]: # one line per dataset, one about the circumstances
-    "Everything about the circumstances of these runs. ValueError if two of them were measured on different clips of one dataset."
+def _measured_on(records:list[dict])->dict: # (dataset, split) -> clips, captions, hash of the ids
+    "What these runs were measured on. ValueError if two were measured on different clips of one dataset."
     sizes = {}
     for r in records:
         size = sizes.setdefault((r['dataset'], r['split']), (r['n_clips'], r['n_captions'], r['ids_sha256']))
         if size[2] != r['ids_sha256']:
-            raise ValueError(f"run {r['run']} ({r['row']}) was measured on other clips of {r['dataset']} {r['split']} than the runs before it; "
-                             "they cannot share a table")
-    lines = [f'{d} {s}: {clips:,} clips, {captions:,} captions, ids sha256 {sha[:12]}' for (d, s), (clips, captions, sha) in sizes.items()]
-    runs = {r['run']: r for r in records}.values(); each = lambda k: _listed(r[k] for r in runs)
-    seconds, memory = sum(r['seconds'] for r in runs), max(r['peak_memory_mb'] for r in runs)
-    facts = [f"{len(runs)} run{'s' * (len(runs) > 1)}", f"seeds {_listed(sorted({r['seed'] for r in runs}))}", f"commit {each('commit') or 'unknown'}",
-             _listed(f'{k} {v}' for r in runs for k, v in r['versions'].items()), f"device {each('device')}", f'wall time {duration(seconds)} in all', f'peak memory {memory:,.0f} MB']
-    return lines + ['; '.join(facts)]
+            raise ValueError(f"run {r['run']} ({r['row']}) was measured on other clips of {r['dataset']} {r['split']} "
+                             "than the runs before it; they cannot share a table")
+    return sizes
+
+def provenance(records:list[dict])->list[str]: # one line per dataset, one about the circumstances
+    "Everything about the circumstances of these runs. ValueError if they cannot share a table."
+    lines = [f'{dataset} {split}: {clips:,} clips, {captions:,} captions, ids sha256 {sha[:12]}'
+             for (dataset, split), (clips, captions, sha) in _measured_on(records).items()]
+    runs = {r['run']: r for r in records}.values()
+    def each(k): return _listed(r[k] for r in runs)
+    facts = [f"{len(runs)} run{'s' * (len(runs) > 1)}",
+             f"seeds {_listed(sorted({r['seed'] for r in runs}))}",
+             f"commit {each('commit') or 'unknown'}",
+             _listed(f'{k} {v}' for r in runs for k, v in r['versions'].items()),
+             f"device {each('device')}",
+             f"wall time {duration(sum(r['seconds'] for r in runs))} in all",
+             f"peak memory {max(r['peak_memory_mb'] for r in runs):,.0f} MB"]
+    return [*lines, '; '.join(facts)]
 
 # %% ../../nbs/results/72_tables.ipynb #a65633ac
 class Cell(NamedTuple):
-    "One cell: what is printed, whether in bold, and the number behind it (None for words)."
-    text:str; bold:bool=False; value:float|None=None
+    "One cell of a table."
+    text:str # what is printed
+    bold:bool=False
+    value:float|None=None # the number behind it; None for words
 
 def _best(frame:pd.DataFrame, metric:str)->list[bool]:
     "Which rows are best in `metric` for their dataset and split, up to a standard deviation."
-    def among(g):
-        best, own = g[metric].idxmax() if g[metric].notna().any() else None, g[f'{metric}_std'].fillna(0)
-        if best is None or g[metric].notna().sum() < 2: return pd.Series(False, g.index)
-        slack = own.clip(lower=own[best])
-        return (g[metric] == g[metric].max()) | (g[metric] > g[metric].max() - slack)
-    return pd.concat([among(g) for _, g in frame.groupby(['dataset', 'split'], sort=False)]).reindex(frame.index).tolist()
+    best = pd.Series(False, frame.index)
+    for _, rows in frame.groupby(['dataset', 'split']):
+        mean, spread = rows[metric], rows[f'{metric}_std'].fillna(0)
+        if mean.count() < 2: continue
+        slack = spread.clip(lower=spread[mean.idxmax()])
+        best[rows.index] = (mean == mean.max()) | (mean > mean.max() - slack)
+    return best.tolist()
 
 def _pm(mean:float, std:float)->str:
     "`42.3 ± 0.6`, without the second half where there is none."
@@ -189,37 +208,64 @@ def _pm(mean:float, std:float)->str:
 
 # %% ../../nbs/results/72_tables.ipynb #07988b30
 HEADINGS = {m: f'{m[:3]} R@{m.rpartition("r")[2]}' for m in SHOWN} # t2a_r1 -> t2a R@1
+TITLES = {'main': 'main comparison', 'choices': 'open choices'} # names that only a program understands
+
+def titled(name:str)->str:
+    "The name of a table as a heading."
+    first, *more = name.split(',')
+    words = ','.join([TITLES.get(first, first), *more])
+    return words[:1].upper() + words[1:]
 
 @dataclass
 class Table:
     "A table rendered from run records."
-    name:str; frame:pd.DataFrame; caption:str=''; notes:list[str]=field(default_factory=list); provenance:list[str]=field(default_factory=list)
+    name:str
+    frame:pd.DataFrame # from `summarise`
+    caption:str=''
+    notes:list[str]=field(default_factory=list)
+    provenance:list[str]=field(default_factory=list)
 
     @property
-    def compared(self)->bool: return f'{SHOWN[0]}_paper' in self.frame
-    @property
-    def words(self)->list[str]: return ['row', 'dataset'] + ['split'] * (self.frame.split.nunique() > 1 or self.frame.split.iloc[0] != 'test')
-    @property
-    def header(self)->list[str]:
-        "Column headings."
-        three = lambda h: [f'{h} paper', f'{h} ours', f'{h} difference'] if self.compared else [h]
-        return self.words + [c for m in SHOWN for c in three(HEADINGS[m])] + ['seeds', 'parameters', 'time']
+    def compared(self)->bool: return f'{SHOWN[0]}_paper' in self.frame # with published numbers
 
-    def body(self)->list[list[Cell]]:
-        "Rows of cells below `header`."
-        best = {m: _best(self.frame, m) for m in SHOWN}; out = []
+    @property
+    def words(self)->list[str]: # columns that hold words
+        return ['row', 'dataset', *['split'] * (set(self.frame.split) != {'test'})]
+
+    @property
+    def header(self)->list[str]: # column headings
+        sides = (' paper', ' ours', ' difference') if self.compared else ('',)
+        numbers = [HEADINGS[m] + side for m in SHOWN for side in sides]
+        return ['model', *self.words[1:], *numbers, 'seeds', 'parameters', 'training']
+
+    def _numbers(self, r:dict, metric:str, best:bool)->list[Cell]:
+        "The cells of one metric: the paper's, ours and the difference, or ours alone."
+        mean = r[metric]
+        ours = Cell(_pm(mean, r[f'{metric}_std']), best, None if math.isnan(mean) else mean)
+        if not self.compared: return [ours]
+        paper = r[f'{metric}_paper']
+        printed = '' if math.isnan(paper) else f'{paper:.2f}'.removesuffix('0')
+        return [Cell(printed), ours, Cell(signed(r[f'{metric}_difference']))]
+
+    def body(self)->list[list[Cell]]: # rows of cells below `header`
+        best, out = {m: _best(self.frame, m) for m in SHOWN}, []
         for i, r in enumerate(self.frame.to_dict('records')):
-            cells = [Cell(str(r[w])) for w in self.words]
-            for m in SHOWN:
-                ours = Cell(_pm(r[m], r[f'{m}_std']), best[m][i], None if math.isnan(r[m]) else r[m])
-                paper, diff = r.get(f'{m}_paper', math.nan), r.get(f'{m}_difference', math.nan)
-                cells += [Cell('' if math.isnan(paper) else f'{paper:.2f}'.removesuffix('0')), ours, Cell(signed(diff))] if self.compared else [ours]
-            n = r['n_parameters']
-            out.append(cells + [Cell(str(r['seeds'] or '')), Cell('' if math.isnan(n) else f'{n/1e6:.2f} M'), Cell(duration(r['seconds']))])
+            numbers = [cell for m in SHOWN for cell in self._numbers(r, m, best[m][i])]
+            size = '' if math.isnan(r['n_parameters']) else f"{r['n_parameters']/1e6:.2f} M"
+            out.append([*(Cell(str(r[w])) for w in self.words), *numbers, Cell(str(r['seeds'] or '')), Cell(size),
+                        Cell(duration(r['seconds']))])
         return out
 
+    def by_dataset(self)->dict[str, list[list[Cell]]]:
+        "The rows of `body` under the name of their dataset."
+        rows = list(zip(self.frame.dataset, self.body()))
+        return {name: [row for d, row in rows if d == name] for name in self.frame.dataset.unique()}
+
 # %% ../../nbs/results/72_tables.ipynb #76db3b86
-def _md(text:str)->str: return str(text).replace('&', '&amp;').replace('<', '&lt;').replace('|', '\\|').replace('\n', ' ')
+def _md(text:str)->str:
+    "Text that Markdown leaves as it is."
+    plain = str(text).replace('&', '&amp;').replace('<', '&lt;').replace('\n', ' ')
+    return re.sub(r'([\\`*|[])', r'\\\1', plain)
 
 def _md_table(header:list[str], body:list[list[str]], left:int)->str:
     "A markdown table; the first `left` columns aligned left, the others right."
@@ -228,9 +274,10 @@ def _md_table(header:list[str], body:list[list[str]], left:int)->str:
 
 def _table_md(self:Table)->str:
     body = [[f'**{_md(c.text)}**' if c.bold else _md(c.text) for c in row] for row in self.body()]
-    under = [*self.notes, *self.provenance]
-    return '\n\n'.join([f'### {_md(self.name)}', *([f'*{_md(self.caption)}*'] if self.caption else []), _md_table(self.header, body, len(self.words)),
-                        '\n'.join(f'- {_md(n)}' for n in under)]) + '\n'
+    said = [f'*{_md(self.caption)}*'] if self.caption else []
+    under = '\n'.join(f'- {_md(n)}' for n in [*self.notes, *self.provenance])
+    drawn = _md_table(self.header, body, len(self.words))
+    return '\n\n'.join([f'### {_md(titled(self.name))}', *said, drawn, under]) + '\n'
 Table._repr_markdown_ = _table_md
 
 # %% ../../nbs/results/72_tables.ipynb #9dfe2b95
@@ -241,18 +288,20 @@ def table(
     )->Table: # renders itself in a notebook
     "Render one table. ValueError for an unknown name, and where scenes and a published dataset would share a table."
     runs = [r for r in records if r['table'] == name]
-    if not runs: raise ValueError(f"no record belongs to a table {name!r}; there are: {_listed(r['table'] for r in records) or 'none'}")
+    if not runs:
+        known = _listed(r['table'] for r in records) or 'none'
+        raise ValueError(f"no record belongs to a table {name!r}; there are: {known}")
     clips = {r['dataset']: r['n_clips'] for r in runs}
     real = [d for d in clips if d in DATASETS]
-    if real and len(real) < len(clips): raise ValueError(f"table {name!r} mixes {', '.join(clips)}; give the embedded or own data a table of their own")
+    if 0 < len(real) < len(clips):
+        raise ValueError(f"table {name!r} mixes {', '.join(clips)}; give the embedded or own data a table of their own")
     t = Table(name, summarise(runs), _caption(list(clips)), provenance=provenance(runs))
-    if real and published is not None:
-        same = [d for d in real if clips[d] == DATASETS[d]]
-        t.notes = [f"{d}: our test split has {clips[d]:,} clips, the papers' {DATASETS[d]:,}, so no published number stands beside ours"
-                   for d in real if d not in same]
-        if same:
-            t.frame = _beside(t.frame, published, name, same)
-            t.notes += _sources(t.frame[t.frame.dataset.isin(same)], published, name)
+    if published is None: return t
+    t.notes = [f"{d}: our test split has {clips[d]:,} clips, the papers' {DATASETS[d]:,}, "
+               "so no published number stands beside ours" for d in real if clips[d] != DATASETS[d]]
+    if same := [d for d in real if clips[d] == DATASETS[d]]:
+        t.frame = _beside(t.frame, published, name, same)
+        t.notes += _sources(t.frame[t.frame.dataset.isin(same)], published, name)
     return t
 
 # %% ../../nbs/results/72_tables.ipynb #de943e62
@@ -262,10 +311,11 @@ def write_tables(
     )->None:
     "Write `tables.md` and `tables.csv`."
     folder = Path(folder)
-    frames = pd.concat([t.frame.assign(table=t.name, embedded=t.caption == EMBEDDED) for t in tables], ignore_index=True)
+    frames = pd.concat([t.frame.assign(table=t.name, embedded=t.caption == EMBEDDED) for t in tables])
     first = ['table', 'row', 'dataset', 'split', 'embedded']
+    ordered = frames[first + [c for c in frames if c not in first]]
     write_file(folder/'tables.md', '# Tables\n\n' + '\n'.join(t._repr_markdown_() for t in tables))
-    write_file(folder/'tables.csv', frames[first + [c for c in frames if c not in first]].to_csv(index=False, float_format='%.4f', lineterminator='\n'))
+    write_file(folder/'tables.csv', ordered.to_csv(index=False, float_format='%.4f', lineterminator='\n'))
 
 # %% ../../nbs/results/72_tables.ipynb #444738c3
 @dataclass(frozen=True)
@@ -295,17 +345,20 @@ def _side(side:tuple, claim:Claim, records:list[dict])->dict[str, dict]:
     table, row, dataset = (*side, claim.dataset)[:3]
     found = {}
     for r in records:
-        if (r['table'], r['row']) == (table, row) and dataset in (None, r['dataset']): found.setdefault(r['dataset'], {})[r['seed']] = r
+        if (r['table'], r['row']) == (table, row) and dataset in (None, r['dataset']):
+            found.setdefault(r['dataset'], {})[r['seed']] = r
     if not found:
         known = _listed(f"{r['table']} / {r['row']} / {r['dataset']}" for r in records) or 'none'
-        raise ValueError(f"claim {claim.name!r}: no run for {table} / {row}" + (f' / {dataset}' if dataset else '') + f"; there are: {known}")
+        wanted = ' / '.join([table, row] + [dataset] * bool(dataset))
+        raise ValueError(f"claim {claim.name!r}: no run for {wanted}; there are: {known}")
     return found
 
 # %% ../../nbs/results/72_tables.ipynb #c2960768
 def _hits(ranks:dict, run:dict, metric:str)->np.ndarray: # 0 to 100 for each query (queries,)
-    "Which queries found their item among the first k, in percent. ValueError if ranks are missing or contradict the record."
+    "Which queries found their item among the first k, in percent. ValueError if ranks and record disagree."
     way = re.fullmatch(r'(t2a|a2t)_r(\d+)', metric)
-    if not way: raise ValueError(f"metric {metric!r} cannot be judged query by query; use a recall such as t2a_r1 or a2t_r10")
+    if not way:
+        raise ValueError(f"metric {metric!r} cannot be judged query by query; use a recall such as t2a_r1 or a2t_r10")
     hits = 100 * place_of(ranks, run, way[1]).hit(int(way[2])).numpy()
     if metric in run['metrics'] and abs(hits.mean() - run['metrics'][metric]) > 1e-6:
         raise ValueError(f"ranks.npz gives {metric} {hits.mean():.4f} for run {run['run']}, its record "
@@ -313,7 +366,7 @@ def _hits(ranks:dict, run:dict, metric:str)->np.ndarray: # 0 to 100 for each que
     return hits
 
 def _groups(ranks:dict, dataset:str, metric:str, queries:int)->np.ndarray:
-    "Which queries are resampled together: captions and clips of one family, or of one clip where there are no families."
+    "Which queries are resampled together: those of one family, or of one clip where there are no families."
     clip_of_caption = ranks[f'{dataset}_clip_of_caption']
     family = ranks.get(f'{dataset}_group', np.arange(clip_of_caption.max() + 1))
     groups = family[clip_of_caption] if metric.startswith('t2a') else family
@@ -326,18 +379,23 @@ def _groups(ranks:dict, dataset:str, metric:str, queries:int)->np.ndarray:
 def _compared(claim:Claim, records:list[dict])->tuple[str, list[dict]]: # the dataset; for each side, seed -> run
     "What a claim compares on one dataset."
     sides = [_side(s, claim, records) for s in (claim.better, claim.worse)]
-    if any(len(s) > 1 for s in sides): raise ValueError(f"claim {claim.name!r} fits several datasets ({', '.join(sides[0])}); name one, or use judge_all")
+    if any(len(s) > 1 for s in sides):
+        raise ValueError(f"claim {claim.name!r} fits several datasets ({', '.join(sides[0])}); "
+                         "name one, or use judge_all")
     (on, better), (other, worse) = (next(iter(s.items())) for s in sides)
     if on != other or not better.keys() & worse.keys():
-        raise ValueError(f"claim {claim.name!r}: no run of the two sides on the same dataset and seed ({on} {list(better)}, {other} {list(worse)})")
+        raise ValueError(f"claim {claim.name!r}: no run of the two sides on the same dataset and seed "
+                         f"({on} {list(better)}, {other} {list(worse)})")
     return on, [better, worse]
 
-def _before(claim:Claim, records:list[dict], on:str)->list[dict]: # per side, seed -> run; none if the claim is not about a change
-    "What it is compared with since. ValueError if that dataset has other queries."
+def _before(claim:Claim, records:list[dict], on:str)->list[dict]: # per side, seed -> run
+    "What a claim about a change starts from; nothing for another claim. ValueError if that dataset has other queries."
     if claim.since is None: return []
     then = replace(claim, better=claim.better[:2], worse=claim.worse[:2], dataset=claim.since, since=None)
     asked = {(r['ids_sha256'], r['n_captions']) for r in records if r['dataset'] in (on, claim.since)}
-    if len(asked) > 1: raise ValueError(f"claim {claim.name!r}: {on} and {claim.since} have other clips or captions, so there is no change of a query's own")
+    if len(asked) > 1:
+        raise ValueError(f"claim {claim.name!r}: {on} and {claim.since} have other clips or captions, "
+                         "so there is no change of a query's own")
     return _compared(then, records)[1]
 
 def judge(
@@ -345,20 +403,21 @@ def judge(
     records:list[dict], # from `load_records`
     ranks:dict, # from `load_ranks`
     )->dict: # claim statement verdict effect ci_low ci_high runs seeds spread dataset metric ...
-    "Judge a claim on one dataset, over the seeds that all its runs share. Effect and interval in points of R@k. ValueError naming what is missing."
+    "Judge a claim on one dataset, over the seeds all its runs share, in points. ValueError naming what is missing."
     on, sides = _compared(claim, records)
     sides += _before(claim, records, on)
     seeds = sorted(set.intersection(*map(set, sides)))
     if not seeds: raise ValueError(f"claim {claim.name!r}: its runs on {on} and on {claim.since} share no seed")
-    provenance([side[s] for side in sides for s in seeds]) # the same clips, or an error
+    _measured_on([side[s] for side in sides for s in seeds]) # the same clips, or an error
     a, b, *before = (np.stack([_hits(ranks, side[s], claim.metric) for s in seeds]) for side in sides)
     if before: a, b = a - before[0], b - before[1]
     groups = _groups(ranks, on, claim.metric, a.shape[1])
     e = paired_bootstrap(a, b, groups=groups)
     better, worse = (f"{'change of ' if before else ''}{row}" for _, row, *_ in (claim.better, claim.worse))
-    return dict(claim=claim.name, statement=claim.statement, verdict=verdict(e), effect=e.effect, ci_low=e.ci_low, ci_high=e.ci_high,
-                runs=[side[seed]['run'] for side in sides for seed in seeds], seeds=seeds, spread=[float(x) for x in (a - b).mean(1)],
-                dataset=on, metric=claim.metric, better=better, worse=worse, queries=a.shape[1], groups=len(np.unique(groups)))
+    return dict(claim=claim.name, statement=claim.statement, verdict=verdict(e), effect=e.effect,
+                ci_low=e.ci_low, ci_high=e.ci_high, runs=[side[seed]['run'] for side in sides for seed in seeds],
+                seeds=seeds, spread=[float(x) for x in (a - b).mean(1)], dataset=on, metric=claim.metric,
+                better=better, worse=worse, queries=a.shape[1], groups=len(np.unique(groups)))
 
 # %% ../../nbs/results/72_tables.ipynb #79b18fb2
 SAYS = {'holds': '✓ holds', 'does not hold': '✗ does not hold', 'undecided': '? undecided'}
@@ -371,6 +430,11 @@ def overall(verdicts:list[str])->str:
     "The verdict of a claim from those of its statements: it holds only if all hold, and one that does not refutes it."
     return 'does not hold' if 'does not hold' in verdicts else 'holds' if set(verdicts) == {'holds'} else 'undecided'
 
+def deciding(statements:list[dict])->dict:
+    "The statement that decides a claim: of those with the verdict of the whole, the one with the smallest effect."
+    whole = overall([c['verdict'] for c in statements])
+    return min((c for c in statements if c['verdict'] == whole), key=lambda c: c['effect'])
+
 class Verdicts(list):
     "Judged claims, which render as a table."
     def by_claim(self)->dict[str, list[dict]]:
@@ -380,7 +444,8 @@ class Verdicts(list):
     def of(self, claim:str)->str: # 'holds', 'does not hold' or 'undecided'
         "The verdict of a whole claim. LookupError for one that was not judged."
         statements = self.by_claim().get(claim)
-        if not statements: raise LookupError(f"no claim {claim!r} was judged; there are: {', '.join(self.by_claim()) or 'none'}")
+        if not statements:
+            raise LookupError(f"no claim {claim!r} was judged; there are: {', '.join(self.by_claim()) or 'none'}")
         return overall([c['verdict'] for c in statements])
 
     def _repr_markdown_(self)->str:
@@ -401,21 +466,24 @@ def _statement(c:dict)->list[str]: # the cells of one line
 
 # %% ../../nbs/results/72_tables.ipynb #0062c166
 def judge_all(claims:list[Claim], records:list[dict], ranks:dict)->Verdicts:
-    "Judge every claim on its dataset or, if it names none, on each dataset where both sides were measured, but the one since which."
+    "Judge every claim on its dataset or, if it names none, wherever both sides were measured, but the one since which."
     out = Verdicts()
     for c in claims:
         both = [list(_side(s, c, records)) for s in (c.better, c.worse)]
         pinned = c.dataset or len(c.better) > 2 or len(c.worse) > 2
         shared = [None] if pinned else [d for d in both[0] if d in both[1] and d != c.since]
-        if not shared: raise ValueError(f"claim {c.name!r}: its two sides were measured on different datasets ({', '.join(both[0])}; {', '.join(both[1])})")
+        if not shared:
+            raise ValueError(f"claim {c.name!r}: its two sides were measured on different datasets "
+                             f"({', '.join(both[0])}; {', '.join(both[1])})")
         out += [judge(replace(c, dataset=d or c.dataset), records, ranks) for d in shared]
     return out
 
 # %% ../../nbs/results/72_tables.ipynb #40078e31
 LOOKS = {'holds': ('o', '#1b7f5c'), 'does not hold': ('X', '#b3372f'), 'undecided': ('D', '#8a6d1d')}
 
-def claims_figure(claims:list[dict], # from `judge_all`
-                  ): # a matplotlib figure
+def claims_figure(
+    claims:list[dict], # from `judge_all`
+    ): # a matplotlib figure
     "Forest plot: effect and interval per claim and dataset."
     import matplotlib.pyplot as plt
     fig, ax = plt.subplots(figsize=(7.5, 0.7 + 0.36*len(claims)), layout='constrained')
@@ -426,11 +494,14 @@ def claims_figure(claims:list[dict], # from `judge_all`
         ax.plot(c['spread'], [y + 0.28]*len(c['spread']), '|', color=colour, ms=5)
         ax.plot(c['effect'], y, marker, color=colour, ms=7, mec='white', mew=0.7)
     ax.set(yticks=range(len(claims)), xlabel='difference in recall (points)', ylim=(len(claims) - 0.4, -0.6))
-    ax.set_yticklabels([f"{c['better']} − {c['worse']}\n{c['dataset']}, {HEADINGS.get(c['metric'], c['metric'])}" for c in claims], fontsize=7)
-    ax.spines[['top', 'right', 'left']].set_visible(False); ax.tick_params(left=False)
-    for marker, colour, label in ((*LOOKS[v], SAYS[v][2:]) for v in LOOKS): ax.plot([], [], marker, color=colour, label=label)
+    names = [f"{c['better']} − {c['worse']}\n{c['dataset']}, {HEADINGS.get(c['metric'], c['metric'])}" for c in claims]
+    ax.set_yticklabels(names, fontsize=7)
+    ax.spines[['top', 'right', 'left']].set_visible(False)
+    ax.tick_params(left=False)
+    for v, (marker, colour) in LOOKS.items(): ax.plot([], [], marker, color=colour, label=SAYS[v][2:])
     ax.legend(frameon=False, fontsize=7, ncols=3, loc='lower right', bbox_to_anchor=(1, 1))
-    plt.close(fig); return fig
+    plt.close(fig)
+    return fig
 
 # %% ../../nbs/results/72_tables.ipynb #c49df8de
 def write_claims(folder:Path|str, claims:list[dict])->None:
@@ -441,10 +512,13 @@ def load_claims(folder:Path|str)->Verdicts:
     "Read `claims.json`. ValueError naming the file and the claim for one that cannot be read."
     file = Path(folder)/'claims.json'
     try: claims = json.loads(file.read_text(encoding='utf-8'))
-    except json.JSONDecodeError as e: raise ValueError(f"{file}, line {e.lineno}: {e.msg}; delete the file and run the notebook again") from None
+    except json.JSONDecodeError as e:
+        again = 'delete the file and run the notebook again'
+        raise ValueError(f"{file}, line {e.lineno}: {e.msg}; {again}") from None
     need = 'claim statement verdict effect ci_low ci_high runs seeds spread dataset metric better worse'.split()
     for i, c in enumerate(claims, 1):
         lacks = [k for k in need if not isinstance(c, dict) or k not in c]
         if lacks: raise ValueError(f"{file}, claim {i}: it lacks {', '.join(lacks)}")
-        if c['verdict'] not in SAYS: raise ValueError(f"{file}, claim {i}: unknown verdict {c['verdict']!r}; known: {', '.join(SAYS)}")
+        if c['verdict'] not in SAYS:
+            raise ValueError(f"{file}, claim {i}: unknown verdict {c['verdict']!r}; known: {', '.join(SAYS)}")
     return Verdicts(claims)
