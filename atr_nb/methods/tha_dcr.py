@@ -160,12 +160,13 @@ def by_factor(self:THA, audio:Encoded, text:Encoded)->tuple[Tensor, Tensor, Tens
     return g, cosines, self.confidence(heard, said, g)
 
 # %% ../../nbs/methods/64_tha_dcr.ipynb #e704ae53
-AT_A_TIME = {'cpu': 512, 'cuda': 2**17} # pairs whose factors are compared together
+AT_A_TIME = {'cpu': 2**18, 'cuda': 2**26} # numbers of one factor's hidden layers that exist together
 
 @patch
 def local(self:THA, audio:Encoded, text:Encoded)->Tensor: # (clips, captions)
     "The factors' score, in groups of pairs that fit the cache."
-    rows = max(1, AT_A_TIME[audio.tokens.device.type] // len(text))
+    hidden = 4 * text.pooled.shape[1] // self.factors # of a pair
+    rows = max(1, AT_A_TIME[audio.tokens.device.type] // (hidden * len(text)))
     def scored(clips):
         _, cosines, trust = self.by_factor(clips, text)
         return (cosines * trust).sum(0)
