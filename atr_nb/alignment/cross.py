@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from ..model import Encoded, mask_of, masked_softmax, pool_tokens
+from ..model import Encoded, fill_padding, mask_of, masked_softmax, pool_tokens
 
 # %% auto #0
 __all__ = ['WAYS', 'cross_attention']
@@ -15,8 +15,8 @@ __all__ = ['WAYS', 'cross_attention']
 # %% ../../nbs/alignment/34_cross.ipynb #faa88ed0
 def _collected(asking:Encoded, answering:Encoded, smooth:float)->Tensor: # (rows that ask, rows that answer)
     "Mean cosine of each token with what it collects from the other side."
-    ask, answer = (x.tokens.masked_fill(~mask_of(x.tokens, x.mask)[..., None], 0) for x in (asking, answering))
-    there, heard = mask_of(ask, asking.mask), mask_of(answer, answering.mask)
+    there, heard = (mask_of(x.tokens, x.mask) for x in (asking, answering))
+    ask, answer = fill_padding(asking.tokens, there), fill_padding(answering.tokens, heard)
     cos = (ask.flatten(0, 1) @ answer.flatten(0, 1).T).unflatten(0, there.shape).unflatten(2, heard.shape) # (A, K, C, N)
     e = F.leaky_relu(cos, .1)
     e = e / e.square().sum(1, keepdim=True).clamp(min=1e-16).sqrt() # padding asks nothing: its cosines are 0

@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
-from ..model import mask_of, masked_softmax
+from ..model import fill_padding, mask_of, masked_softmax
 
 # %% auto #0
 __all__ = ['factors', 'factor_cosines', 'Confidence', 'correlations', 'decorrelation', 'decorrelation_dicosa']
@@ -32,7 +32,7 @@ def factor_cosines(
     )->tuple[Tensor, Tensor]: # weights of frames (A, K, C), cosines by factor (n, A, C)
     "Text-conditioned pooling and the cosine of each factor, without a clip vector per pair. [ancestor: DiCoSA]"
     valid = mask_of(frames, mask)
-    frames = frames.masked_fill(~valid[..., None], 0)
+    frames = fill_padding(frames, valid)
     f, t = factors(frames, n).movedim(2, 0), factors(sentences, n).movedim(1, 0) # (n, A, K, d/n), (n, C, d/n)
     products = (f.flatten(1, 2) @ t.mT).unflatten(1, valid.shape) # (n, A, K, C)
     g = masked_softmax(products.sum(0) / temperature, valid[..., None], 1)

@@ -12,7 +12,7 @@ from ..alignment.cross import cross_attention
 from ..alignment.factors import Confidence, decorrelation, factor_cosines
 from ..alignment.tokens import clip_sentence, late_interaction
 from ..encoders.tower import Context, TwoTower, merge_tokens
-from ..model import Encoded, Encoder, mask_of, unit
+from ..model import Encoded, Encoder, fill_padding, mask_of, unit
 from ..training.losses import named, nt_xent, score_of
 
 # %% auto #0
@@ -66,8 +66,8 @@ class DepthTower(nn.Module):
 
 def _unit_levels(e:Encoded)->Encoded: # vectors of length one; padding is zero, in levels too, some of which have more tokens
     scaled, dtype = unit(e), torch.promote_types(e.pooled.dtype, torch.float32)
-    finer = [mask_of(e.tokens, e.mask).repeat_interleave(l.shape[1] // e.tokens.shape[1], 1)[..., None] for l in e.levels]
-    levels = tuple(F.normalize(l.to(dtype), dim=2).masked_fill(~m, 0) for l, m in zip(e.levels, finer))
+    finer = [mask_of(e.tokens, e.mask).repeat_interleave(l.shape[1] // e.tokens.shape[1], 1) for l in e.levels]
+    levels = tuple(fill_padding(F.normalize(l.to(dtype), dim=2), m) for l, m in zip(e.levels, finer))
     return Encoded(scaled.pooled, scaled.tokens, scaled.mask, levels)
 
 # %% ../../nbs/methods/64_tha_dcr.ipynb #eb4badfa
