@@ -145,6 +145,7 @@ def _check_origin(model:nn.Module, state:dict, prefix:str, *_)->None:
     _refuse(not differ, f"these weights were trained with {'; '.join(differ)}, as this model is; "
             'build it with the same options')
 
+# %% ../../nbs/methods/65_diffatr.ipynb #1bceb30d
 class DiffATR(RetrievalModel):
     """A base whose best candidates are looked at a second time, by a distribution that is generated from noise.
     [paper: abstract only; after DiffusionRet]"""

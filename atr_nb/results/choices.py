@@ -81,6 +81,7 @@ def _check_grid(file:Path, question:dict)->None:
                          f'delete the folder {file.parent} to search anew, or give another folder as `out`')
     write_file(file, json.dumps(question, indent=1) + '\n')
 
+# %% ../../nbs/results/79_choices.ipynb #75910b0d
 class Search:
     "The trials of one method, on all datasets of the settings, with one seed."
     def __init__(self,
@@ -109,6 +110,9 @@ class Search:
             try: self.bench.model(self.method, as_row(self.lab, self.method, values)['options'], self.seed)
             except (ValueError, TypeError) as e: raise ValueError(f'{self.method}, trial {k} ({values}): {e}') from e
 
+    @property
+    def file(self)->Path: return self.folder/'trials.jsonl'
+
     def run(self)->pd.DataFrame: # a row per trial and dataset
         "Make the trials, several at a time, or find them, and write them down in `trials.jsonl`."
         todo = [(k, d) for k in range(len(self.settings)) for d in self.lab.settings.datasets]
@@ -119,14 +123,12 @@ class Search:
         write_file(self.file, ''.join(json.dumps(sealed(line)) + '\n' for line in lines))
         return pd.DataFrame([_shown(line) for line in lines])
 
-    @property
-    def file(self)->Path: return self.folder/'trials.jsonl'
-
     def found(self)->pd.DataFrame: # as from `run`
         "The trials as they were written down, by whatever code made them; each names its commit."
         lines = [unsealed(json.loads(line), str(self.file)) for line in self.file.read_text().splitlines()]
         return pd.DataFrame([_shown(line) for line in lines])
 
+# %% ../../nbs/results/79_choices.ipynb #a5d1a702
 def _shown(line:dict)->dict: # of `trials.jsonl`, as a row of a table; a trial that failed has neither score nor time
     values = {name: word(value) for name, value in line['values'].items()}
     measured = {name: line.get(name, math.nan) for name in ('score', 'seconds')}
