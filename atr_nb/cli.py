@@ -160,11 +160,14 @@ def _given(args)->dict: # the options that were given, as overrides of the profi
         pairs[key.strip()] = value.strip()
     return {k: v for k, v in pairs.items() if v is not None}
 
+def _plain(value): # what a notebook's parameter may be; there, None means not given
+    if value is None: return ''
+    return list(value) if isinstance(value, tuple) else value
+
 def parameters(settings:Settings, given:dict)->dict:
     "What to hand to papermill: the profile and what was given, in plain types, so that the injected cell can be read"
-    plain = settings.describe() | {k: getattr(settings, k) for k in WITHOUT_EFFECT}
-    plain = {k: list(v) if isinstance(v, tuple) else '' if v is None else v for k, v in plain.items()} # in a notebook, None means not given
-    return {'profile': settings.profile} | {k: plain[k] for k in given}
+    values = settings.describe() | {k: getattr(settings, k) for k in WITHOUT_EFFECT}
+    return {'profile': settings.profile} | {k: _plain(values[k]) for k in given}
 
 # %% ../nbs/80_cli.ipynb #4d48d410
 _ways_out = {

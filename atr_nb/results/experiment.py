@@ -67,7 +67,9 @@ class Experiment(Lab):
         datasets = self.settings.datasets if datasets is None else datasets
         seeds = self.settings.seeds if seeds is None else seeds
         todo = [(row, dict(dataset=d, seed=seed, **_of(rows[row], d, seed))) for d in datasets for row in rows for seed in seeds]
-        if self._planned is not None: return self._planned.append((name, list(rows), todo))
+        if self._planned is not None:
+            self._planned.append((name, list(rows), todo))
+            return None
         self._sweep_all([(name, list(rows), todo)], name)
         return self.table(name)
 
