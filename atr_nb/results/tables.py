@@ -17,9 +17,9 @@ from .published import DATASETS
 
 # %% auto #0
 __all__ = ['KEYS', 'AGAIN', 'SHOWN', 'EMBEDDED', 'OWN', 'HEADINGS', 'TITLES', 'SAYS', 'ABOUT', 'LOOKS', 'load_records',
-           'load_ranks', 'place_of', 'summarise', 'signed', 'duration', 'provenance', 'Cell', 'titled', 'Table',
-           'table', 'write_tables', 'Claim', 'claims_over', 'judge', 'overall', 'deciding', 'Verdicts', 'judge_all',
-           'claims_figure', 'write_claims', 'load_claims']
+           'load_ranks', 'place_of', 'summarise', 'signed', 'in_points', 'duration', 'provenance', 'Cell', 'titled',
+           'Table', 'table', 'write_tables', 'Claim', 'claims_over', 'judge', 'overall', 'deciding', 'Verdicts',
+           'judge_all', 'claims_figure', 'write_claims', 'load_claims']
 
 # %% ../../nbs/results/72_tables.ipynb #d182de9e
 KEYS = ('run', 'profile', 'paper', 'table', 'row', 'dataset', 'split', 'seed', 'metrics', 'ranks', 'n_clips',
@@ -149,6 +149,13 @@ def _sources(both:pd.DataFrame, published:pd.DataFrame, name:str)->list[str]:
 def signed(x:float)->str:
     "`+1.2` or `−1.2`, with a true minus sign; empty for NaN."
     return '' if math.isnan(x) else f'{x:+.1f}'.replace('-', '−')
+
+def in_points(
+    compared:dict, # with 'effect', 'ci_low' and 'ci_high'
+    )->str:
+    "An effect with its interval, as a sentence has it: `+1.2 points, +0.3 to +2.1`."
+    effect, low, high = (signed(compared[k]) for k in ('effect', 'ci_low', 'ci_high'))
+    return f'{effect} points, {low} to {high}'
 
 def duration(seconds:float)->str:
     "Seconds as a person says it; a dash where there was nothing to wait for."
