@@ -39,13 +39,24 @@ class Context(nn.Module):
         self.position = nn.Parameter(torch.tensor(0.5))
         self.layers = nn.TransformerEncoder(layer, layers, norm=nn.LayerNorm(width), enable_nested_tensor=False)
 
+    def blocks(self,
+        tokens:Tensor, # (B, T, inputs)
+        mask:Tensor|None=None, # True where valid (B, T)
+        )->list[Tensor]: # (B, T, width), from the first layer to the last
+        "What comes out of each layer."
+        x = self.project(tokens)
+        x = x + (self.position * positions(x.shape[1], x.shape[2], x.device)).to(x.dtype)
+        found = []
+        for layer in self.layers.layers:
+            x = layer(x, src_key_padding_mask=hidden(mask))
+            found.append(x)
+        return found
+
     def forward(self,
         tokens:Tensor, # (B, T, inputs)
         mask:Tensor|None=None, # True where valid (B, T)
         )->Tensor: # (B, T, width)
-        x = self.project(tokens)
-        x = x + (self.position * positions(x.shape[1], x.shape[2], x.device)).to(x.dtype)
-        return self.layers(x, src_key_padding_mask=hidden(mask))
+        return self.layers.norm(self.blocks(tokens, mask)[-1])
 
 # %% ../../nbs/encoders/24_tower.ipynb #5f5fe0bf
 class Reader(nn.Module):

@@ -179,7 +179,7 @@ class DiffATR(RetrievalModel):
             _refuse(value in known, f"{what}={value!r} is unknown; use one of {', '.join(known)}")
         _refuse(min(pool_temperature, sharpness, temperature) > 0, 'temperatures and sharpness must be above 0')
         _refuse(candidates is None or candidates > 0, f'candidates={candidates}, but one is needed; None takes all')
-        noise_schedule(levels, schedule) # refuses what it does not know
+        self.noise = noise_schedule(levels, schedule)
         _check_steps(steps, levels)
         self.base = create(base, audio, text, width=width, **(base_options or {}))
         self.denoisers = nn.ModuleDict({way: Denoiser(width, levels) for way in WAYS})
@@ -255,7 +255,7 @@ def _generation(self:DiffATR,
     x, level = torch.zeros_like(seen.fit[..., 0]), torch.full_like(clip_ids, self.levels - 1)
     if self.diffusion:
         x[:, 0], level = 1, torch.randint_like(clip_ids, self.levels)
-        x = noise_schedule(self.levels, self.schedule).add_noise(x, torch.randn_like(x), level)
+        x = self.noise.add_noise(x, torch.randn_like(x), level)
     return generation_loss(self.denoisers[way].denoise(seen, x, level, valid), valid, self.sharpness)
 
 # %% ../../nbs/methods/65_diffatr.ipynb #24c48566
@@ -285,7 +285,7 @@ def _answer(self:DiffATR, way:str, seen:Seen, noise:Tensor)->Tensor: # (Q, M)
         found = self.denoisers[way].denoise(seen, x, level)
         return (self.sharpness * found).softmax(1) if self.predicts == 'distribution' else found
     if not self.diffusion: return estimate(torch.zeros_like(noise), self.levels - 1).clamp(-1, 1)
-    *_, x = walk(estimate, noise, noise_schedule(self.levels, self.schedule), self.steps)
+    *_, x = walk(estimate, noise, self.noise, self.steps)
     return x
 
 @patch

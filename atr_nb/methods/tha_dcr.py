@@ -41,20 +41,16 @@ class DepthTower(nn.Module):
         super().__init__()
         self.encoder, self.stride = encoder, stride
         given = encoder.level_widths
-        self.layers = nn.ModuleList(Context(n, width, 1) for n in (() if given else (encoder.width, width, width)))
-        widths = given or 3 * (width,)
+        self.context = None if given else Context(encoder.width, width, len(DEPTHS))
+        widths = given or len(DEPTHS) * (width,)
         blocks = dict(zip(DEPTHS, depths_of(len(widths))))
         self.blocks = [blocks[name if hierarchical else 'high'] for name in depths] # what each head reads
         self.heads = nn.ModuleList(nn.Sequential(nn.LayerNorm(widths[k]), nn.Linear(widths[k], width)) for k in self.blocks)
 
     def _outputs(self, e:Encoded)->tuple[list, Tensor]: # tokens of each block (B, T_l, d_l), mask of the last (B, T)
-        if not len(self.layers): return list(e.levels), mask_of(e.tokens, e.mask)
-        x, mask = merge_tokens(e.tokens, e.mask, self.stride)
-        found = []
-        for layer in self.layers:
-            x = layer(x, mask)
-            found.append(x)
-        return found, mask
+        if not self.context: return list(e.levels), mask_of(e.tokens, e.mask)
+        tokens, mask = merge_tokens(e.tokens, e.mask, self.stride)
+        return self.context.blocks(tokens, mask), mask
 
     def forward(self,
         x:Tensor, # what the encoder takes

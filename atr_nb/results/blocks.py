@@ -24,3 +24,7 @@ class Blocks(Workbench):
     def encoders(self)->tuple[Encoder, Encoder]: # for sound, for text
         audio, text = self._plain.encoders
         return audio, SideBySide(text, depths_of(len(text.level_widths)))
+
+    def frames(self)->dict: # options of the method
+        "Where encoders are frozen, four neighbouring frames are averaged."
+        return {} if self.settings.finetune else dict(stride=4)

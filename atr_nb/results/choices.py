@@ -95,7 +95,7 @@ class Search:
         ):
         self.lab, self.method, self.seed, self.bench = lab, method, seed, bench or lab
         self.choices = choices_of(method) if choices is None else choices
-        self.row = row or (lambda values, dataset, seed: as_row(lab, method, lab.frames() | values) | dict(bench=bench))
+        self.row = row or (lambda values, dataset, seed: as_row(lab, method, self.bench.frames() | values) | dict(bench=bench))
         self.settings, self.folder = draw(self.choices, n, seed), lab.folder/method
         self._try_out()
         s = lab.settings
