@@ -23,7 +23,7 @@ __all__ = ['PACKAGE', 'ASIDE', 'FULL', 'BLANK', 'HEAD', 'hash_json', 'hash_file'
 def hash_json(
     x, # anything JSON can hold
     )->str: # 64 hexadecimal digits
-    "The sha256 of `x` written as canonical JSON (sorted keys, no blanks), so equal content has equal hashes everywhere."
+    "The sha256 of `x` as canonical JSON (sorted keys, no blanks), so equal content has equal hashes everywhere."
     text = json.dumps(x, sort_keys=True, separators=(',', ':'), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -81,7 +81,8 @@ class _Bare(ast.NodeTransformer):
     def generic_visit(self, node):
         super().generic_visit(node)
         body = getattr(node, 'body', None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+        if (isinstance(body, list) and body and isinstance(body[0], ast.Expr)
+            and isinstance(body[0].value, ast.Constant)):
             node.body = body[1:]
         return node
 
@@ -90,7 +91,7 @@ class _Bare(ast.NodeTransformer):
         return node
 
 # %% ../nbs/02_files.ipynb #b1b11b36
-def _imported(tree:ast.Module, package:list[str])->set[str]: # `package`: the dotted name of the folder that the module is in, as a list
+def _imported(tree:ast.Module, package:list[str])->set[str]: # `package`: the folder's dotted name, as a list
     "The names that a module imports: modules of this package, among others."
     found = set()
     for node in ast.walk(tree):
@@ -102,7 +103,7 @@ def _imported(tree:ast.Module, package:list[str])->set[str]: # `package`: the do
     return found
 
 @lru_cache(maxsize=None)
-def _module(name:str)->tuple[str, tuple[str, ...]]: # what its code says, and the modules of this package that it imports
+def _module(name:str)->tuple[str, tuple[str, ...]]: # what its code says; modules of this package it imports
     tree = ast.parse(_file(name).read_text(encoding='utf-8'))
     package = name.split('.') if _file(name).name == '__init__.py' else name.split('.')[:-1]
     imports = {n for n in _imported(tree, package) if n.startswith('atr_nb.') and _file(n) and n not in ASIDE}
@@ -120,17 +121,20 @@ def _reached(modules:list[str])->dict[str, str]: # module -> what its code says
 
 # %% ../nbs/02_files.ipynb #01814792
 def _compiled(c:CodeType, doc:str|None=None)->list: # what a function does, without its docstring
-    return [c.co_code.hex(), c.co_names, [_compiled(k) if isinstance(k, CodeType) else repr(k) for k in c.co_consts if k != doc]]
+    return [c.co_code.hex(), c.co_names,
+            [_compiled(k) if isinstance(k, CodeType) else repr(k) for k in c.co_consts if k != doc]]
 
 def _elsewhere(cls:type)->list: # what the methods of a class outside this package do
     methods = {n: f for n, f in vars(cls).items() if isinstance(f, FunctionType)}
-    plain = {n: v for n, v in vars(cls).items() if isinstance(v, (str, int, float, bool, tuple)) and not n.startswith('__')}
+    plain = {n: v for n, v in vars(cls).items()
+             if isinstance(v, (str, int, float, bool, tuple)) and not n.startswith('__')}
     return [cls.__qualname__, repr(plain), {n: _compiled(f.__code__, f.__doc__) for n, f in sorted(methods.items())}]
 
 def code_hash(
     *things, # dotted names of modules of this package, and classes
     )->str: # 16 hexadecimal digits
-    "Hash of the code of these modules and classes and of all that they import from this package. ValueError for a name that is no module of it."
+    """Hash of the code of these modules and classes and of all that they import from this package.
+    ValueError for a name that is no module of it."""
     modules, outside = [t for t in things if isinstance(t, str)], []
     for name in modules:
         if not _file(name): raise ValueError(f"code_hash: {name!r} is no module of atr_nb")
@@ -154,7 +158,7 @@ def _full(e:BaseException)->int|None: # the number of the system's error, if tha
 def atomic(
     path:str|Path, # where the file shall appear; its folder must exist
     ): # yields the path to write to
-    "Write beside `path` and rename when complete; on any error `path` stays as it was. OSError that names `path` if the disk is full."
+    "Write beside `path`, rename when complete; on any error `path` stays as it was. OSError naming it on a full disk."
     path = Path(path)
     part = path.with_name(f'{path.name}.{uuid.uuid4().hex[:8]}.part')
     try:
@@ -248,7 +252,7 @@ def seal(
 def check(
     path:Path|str, # a file that was sealed
     )->Path:
-    "Compare a file with its checksum. `Damaged` if they differ or there is none, FileNotFoundError if there is no file."
+    "Compare a file with its checksum. `Damaged` if they differ or there is none, FileNotFoundError without a file."
     path = Path(path)
     place = _place(path)
     if place is None: raise Damaged(f'{path} is damaged or cut short (it has no checksum)')
@@ -256,7 +260,8 @@ def check(
         f.seek(place)
         mark = f.read(64).decode()
     if mark != _blank_hash(path, place):
-        raise Damaged(f'{path} is damaged or cut short (its content does not have the checksum that it was written with)')
+        raise Damaged(f'{path} is damaged or cut short '
+                      '(its content does not have the checksum that it was written with)')
     return path
 
 def intact(

@@ -36,9 +36,10 @@ def pool_tokens(
     mask:Tensor|None=None, # True where valid (B, T); None means all are
     how:str='mean+max', # 'mean+max' (sum of the two, as PANNs), 'mean', 'max' or 'cls'
     )->Tensor: # one vector per row (B, d)
-    "Summarise each row's valid tokens. A row without any valid token is pooled to zeros. [ancestor: PANNs, Mei et al. 2022]"
+    "Summarise each row's valid tokens; a row without any is pooled to zeros. [ancestor: PANNs, Mei et al. 2022]"
     if how == 'cls': return tokens[:, 0]
-    if how not in ('mean', 'max', 'mean+max'): raise ValueError(f"pool_tokens: how={how!r} is unknown; use 'mean+max', 'mean', 'max' or 'cls'")
+    if how not in ('mean', 'max', 'mean+max'):
+        raise ValueError(f"pool_tokens: how={how!r} is unknown; use 'mean+max', 'mean', 'max' or 'cls'")
     m = mask_of(tokens, mask)
     mean = lambda: fill_padding(tokens, m).sum(1) / m.sum(1, keepdim=True).clamp(min=1)
     peak = lambda: fill_padding(tokens, m, float('-inf')).amax(1).masked_fill(~m.any(1, keepdim=True), 0)
@@ -89,11 +90,9 @@ class Encoded:
     levels:tuple[Tensor,...] = () # block outputs from shallow to deep, each (B, T_l, d_l)
 
     def __len__(self): return len(self.pooled)
-
     def _map(self, f)->Encoded:
         one = lambda x: None if x is None else f(x)
         return Encoded(one(self.pooled), one(self.tokens), one(self.mask), tuple(f(l) for l in self.levels))
-
     def __getitem__(self, rows)->Encoded: return self._map(lambda x: x[rows])
     def to(self, device)->Encoded: return self._map(lambda x: x.to(device))
     def detach(self)->Encoded: return self._map(lambda x: x.detach())
@@ -101,7 +100,8 @@ class Encoded:
 
     def masked(self)->Encoded:
         "The same with an explicit mask: where there was none, every token is valid."
-        return self if self.tokens is None else Encoded(self.pooled, self.tokens, mask_of(self.tokens, self.mask), self.levels)
+        return self if self.tokens is None else Encoded(
+            self.pooled, self.tokens, mask_of(self.tokens, self.mask), self.levels)
 
     def trimmed(self)->Encoded:
         "The same without the columns that are padding in every row."
@@ -118,13 +118,14 @@ class Encoded:
         "Stack batches of different lengths into one; shorter ones get padded and masked."
         parts = [p.masked() for p in parts]
         levels = tuple(_cat_rows(list(ls)) for ls in zip(*(p.levels for p in parts)))
-        return Encoded(torch.cat([p.pooled for p in parts]), _cat_rows([p.tokens for p in parts]), _cat_rows([p.mask for p in parts]), levels)
+        return Encoded(torch.cat([p.pooled for p in parts]), _cat_rows([p.tokens for p in parts]),
+                       _cat_rows([p.mask for p in parts]), levels)
 
 # %% ../nbs/01_model.ipynb #354b3863
 def unit(
     e:Encoded, # pooled (B, d); tokens (B, T, d) if any
     )->Encoded: # the same with vectors of length one; padded tokens are zeros
-    "Scale pooled vectors and tokens to length one, in float32 or better: half precision would blur a temperature of 0.01."
+    "Scale pooled vectors and tokens to length one, in float32 or better: half precision blurs a temperature of 0.01."
     e = e.float() if e.pooled.dtype in (torch.float16, torch.bfloat16) else e
     tokens = None if e.tokens is None else F.normalize(e.tokens, dim=-1)
     if tokens is not None and e.mask is not None: tokens = fill_padding(tokens, e.mask)
@@ -176,7 +177,8 @@ class Precomputed(Encoder):
         mask:Tensor|None=None, # True where valid (B, T)
         )->Encoded: # the same as tokens, and their pooled vector
         if features.shape[-1] != self.width:
-            raise ValueError(f"features of width {features.shape[-1]}, but {self.width} were expected: they come from another encoder; extract them again")
+            raise ValueError(f"features of width {features.shape[-1]}, but {self.width} were expected: "
+                             "they come from another encoder; extract them again")
         return Encoded(self.pool(features, mask), features, mask)
 
 # %% ../nbs/01_model.ipynb #42a4d7bc
@@ -196,7 +198,8 @@ class RetrievalModel(nn.Module):
     def encode_audio(self, x:Tensor, mask:Tensor|None=None)->Encoded: raise NotImplementedError
     def encode_text(self, x:Tensor, mask:Tensor|None=None)->Encoded: raise NotImplementedError
     def similarity(self, audio:Encoded, text:Encoded)->Tensor: raise NotImplementedError # (clips, captions)
-    def loss(self, audio:Encoded, text:Encoded, clip_ids:Tensor)->dict: raise NotImplementedError # key 'loss' is the total
+    def loss(self, audio:Encoded, text:Encoded, clip_ids:Tensor)->dict: # key 'loss' is the total
+        raise NotImplementedError
     def rerank(self, scores:Tensor, audio:Encoded, text:Encoded)->Tensor: return scores # (clips, captions)
 
     def train(self, mode:bool=True)->RetrievalModel:

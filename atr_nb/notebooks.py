@@ -76,8 +76,9 @@ def mathml(latex:str, # without the dollar signs
 # %% ../nbs/04_notebooks.ipynb #95ead158
 _words = set('class id title alt width height controls type colspan rowspan scope '
              'display displaystyle mathvariant stretchy fence form accent columnalign columnspacing rowspacing'.split())
-_tags = set('h1 h2 h3 h4 h5 h6 p br hr div span pre code table caption thead tbody tr th td img audio source sub sup dl dt dd '
-            'a b i em strong ul ol li blockquote abbr acronym math mrow mi mn mo mtext mspace msub msup msubsup mfrac '
+_tags = set('h1 h2 h3 h4 h5 h6 p br hr div span pre code table caption thead tbody tr th td '
+            'img audio source sub sup dl dt dd a b i em strong ul ol li blockquote abbr acronym '
+            'math mrow mi mn mo mtext mspace msub msup msubsup mfrac '
             'msqrt mroot mover munder munderover mtable mtr mtd mstyle'.split())
 
 def harmless(html:str)->str:

@@ -68,7 +68,7 @@ def together(
     with TemporaryDirectory() as folder: return _in_processes(tasks, jobs, bar, Path(folder))
 
 def _in_processes(tasks:dict, jobs:int, bar:tqdm, folder:Path)->set[str]:
-    waiting, running, done = list(enumerate(tasks.items())), {}, set() # running: child -> its task's name and what it said
+    waiting, running, done = list(enumerate(tasks.items())), {}, set() # running: child -> name and file of its words
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
@@ -90,6 +90,7 @@ def _succeeded(child:multiprocessing.Process, name:str, said:Path)->bool:
     "Pass on what a process said that has ended; whether it did its task."
     child.join()
     text = said.read_text().strip()
-    if child.exitcode: text = f'{name}: its process ended with {child.exitcode}; it is done again when it is asked for.\n{text}'
+    if child.exitcode:
+        text = f'{name}: its process ended with {child.exitcode}; it is done again when it is asked for.\n{text}'
     if text: tqdm.write(text.rstrip(), file=sys.stderr)
     return not child.exitcode

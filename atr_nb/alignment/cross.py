@@ -17,7 +17,8 @@ def _collected(asking:Encoded, answering:Encoded, smooth:float)->Tensor: # (rows
     "Mean cosine of each token with what it collects from the other side."
     there, heard = (mask_of(x.tokens, x.mask) for x in (asking, answering))
     ask, answer = fill_padding(asking.tokens, there), fill_padding(answering.tokens, heard)
-    cos = (ask.flatten(0, 1) @ answer.flatten(0, 1).T).unflatten(0, there.shape).unflatten(2, heard.shape) # (A, K, C, N)
+    cos = (ask.flatten(0, 1) @ answer.flatten(0, 1).T
+           ).unflatten(0, there.shape).unflatten(2, heard.shape) # (A, K, C, N)
     e = F.leaky_relu(cos, .1)
     e = e / e.square().sum(1, keepdim=True).clamp(min=1e-16).sqrt() # padding asks nothing: its cosines are 0
     p = masked_softmax(smooth * e, None if heard.all() else heard, 3)
@@ -33,7 +34,8 @@ def cross_attention(
     asking:str='frames', # 'frames' collect from words, 'words' from frames, or the mean of 'both'; ancestor: frames
     )->Tensor: # (A, C), between -1 and 1
     "SCAN's similarity. ValueError for an unknown way. [ancestor: HAT, after SCAN]"
-    if asking not in WAYS: raise ValueError(f'cross_attention: asking={asking!r} is unknown; use one of {", ".join(WAYS)}')
+    if asking not in WAYS:
+        raise ValueError(f'cross_attention: asking={asking!r} is unknown; use one of {", ".join(WAYS)}')
     if asking == 'frames': return _collected(audio, text, smooth)
     if asking == 'words': return _collected(text, audio, smooth).T
     return (_collected(audio, text, smooth) + _collected(text, audio, smooth).T) / 2

@@ -38,9 +38,9 @@ def factor_cosines(
     g = masked_softmax(products.sum(0) / temperature, valid[..., None], 1)
     dot = (products * g).sum(2)
     of_frames = (f @ f.mT).transpose(0, 1) # (A, n, K, K)
-    met = (of_frames.flatten(1, 2) @ g).unflatten(1, (n, -1)) # what each frame has in common with the average (A, n, K, C)
+    met = (of_frames.flatten(1, 2) @ g).unflatten(1, (n, -1)) # what each frame shares with the average (A, n, K, C)
     squared = (met * g[:, None]).sum(2) # (A, n, C)
-    largest = f.square().sum(3).transpose(0, 1) @ g # mean squared length of the frames: what no cancellation would leave
+    largest = f.square().sum(3).transpose(0, 1) @ g # mean squared length of the frames: if nothing cancelled
     length = squared.clamp(min=1e-6 * largest).clamp(min=1e-20).sqrt().transpose(0, 1) * t.norm(dim=2)[:, None]
     return g, dot / length.clamp(min=1e-10)
 
@@ -99,7 +99,7 @@ def decorrelation(
     n:int, # factors
     ratio:float=0.5, # weight of different factors against the same; ancestor: 0.005 / 0.01
     )->Tensor: # scalar; 0 where each factor is perfectly correlated with its own and with no other
-    "The same factor of clip and caption shall agree, different ones shall not. [ancestor: DiCoSA, with another divisor]"
+    "The same factor of clip and caption shall agree, others shall not. [ancestor: DiCoSA, with another divisor]"
     return _loss(correlations(text, audio, n), ratio)
 
 def decorrelation_dicosa(

@@ -15,8 +15,11 @@ __all__ = ['POOLINGS', 'FixedPool', 'AttentionPool', 'GPO', 'pooling', 'drop_tok
 # %% ../../nbs/alignment/30_pooling.ipynb #7c224892
 class FixedPool(nn.Module):
     "Mean, maximum or both, as `pool_tokens`."
-    def __init__(self, how:str): super().__init__(); self.how = how
-    def forward(self, tokens:Tensor, mask:Tensor|None=None)->Tensor: return pool_tokens(tokens, mask, self.how) # (B, T, d) -> (B, d)
+    def __init__(self, how:str):
+        super().__init__()
+        self.how = how
+    def forward(self, tokens:Tensor, mask:Tensor|None=None)->Tensor: # (B, T, d) -> (B, d)
+        return pool_tokens(tokens, mask, self.how)
 
 class AttentionPool(nn.Module):
     "A mean weighted by what the tokens contain."
@@ -54,9 +57,11 @@ class GPO(nn.Module):
         )->Tensor: # one row of weights per length (n, longest of the lengths), zeros behind each one's end
         "Theta for sequences of these lengths."
         n, (limit, width) = int(lengths.max()), self.places.shape
-        if n > limit: raise ValueError(f"GPO: a sequence of {n} tokens, but the position code ends at {limit}; make the operator with longest={n} or shorten the sequence")
+        if n > limit:
+            raise ValueError(f"GPO: a sequence of {n} tokens, but the position code ends at {limit}; "
+                             f"make the operator with longest={n} or shorten the sequence")
         place = torch.arange(n, device=lengths.device)
-        mirrored = (lengths[:, None] - 1 - place).clamp(min=0) # (lengths, n): the places from each one's end to the front
+        mirrored = (lengths[:, None] - 1 - place).clamp(min=0) # (lengths, n): the places from each one's end
         ahead = self.forwards(self.places[None, :n])[0] # (1, n, width)
         back = self.backwards(self.places[mirrored])[0].gather(1, mirrored[..., None].expand(-1, -1, width))
         return masked_softmax(self.score((ahead + back) / 2).squeeze(2) / self.temperature, place < lengths[:, None], 1)
@@ -99,7 +104,8 @@ class SizeAugmented(nn.Module):
         probability:float=0.2, # of hiding a token
         ):
         super().__init__()
-        if not 0 <= probability < 1: raise ValueError(f"SizeAugmented: probability={probability}, but it must be at least 0 and below 1")
+        if not 0 <= probability < 1:
+            raise ValueError(f"SizeAugmented: probability={probability}, but it must be at least 0 and below 1")
         self.pool, self.probability = pool, probability
 
     def forward(self, tokens:Tensor, mask:Tensor|None=None)->Tensor: # (B, T, d) -> (B, d)

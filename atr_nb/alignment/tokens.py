@@ -14,7 +14,7 @@ __all__ = ['GRAINS', 'token_interaction', 'clip_sentence', 'frame_sentence', 'cl
 # %% ../../nbs/alignment/31_tokens.ipynb #0574a3c0
 def _with_guide(tokens:Tensor, guide:Tensor)->Tensor: return torch.einsum('akd,cd->ack', tokens, guide) # (A, C, K)
 
-def _padding(mask:Tensor|None, *dims:int)->Tensor|None: # the mask with further dimensions; None where there is nothing to mask
+def _padding(mask:Tensor|None, *dims:int)->Tensor|None: # the mask with more dimensions; None if nothing is masked
     if mask is None or mask.all(): return None
     for d in dims: mask = mask.unsqueeze(d)
     return mask
@@ -38,7 +38,12 @@ def _guided(tokens:Tensor, guide:Tensor, mask:Tensor|None, temperature:float)->T
     return _attended(_with_guide(tokens, guide), _padding(mask, 1), temperature, 2)
 
 # %% ../../nbs/alignment/31_tokens.ipynb #ef14576e
-def clip_sentence(audio:Encoded, text:Encoded, frames:float=0.01, words:float=0.01)->Tensor: # (A, C); the temperatures play no part
+def clip_sentence(
+    audio:Encoded, # unit vectors (A, d)
+    text:Encoded, # unit vectors (C, d)
+    frames:float=0.01, # plays no part
+    words:float=0.01, # plays no part
+    )->Tensor: # (A, C)
     "Cosine of the pooled vectors."
     return audio.pooled @ text.pooled.T
 
@@ -48,7 +53,7 @@ def frame_sentence(
     frames:float=0.01, # temperature of the weights of frames; math.inf: all alike
     words:float=0.01, # plays no part
     )->Tensor: # (A, C)
-    "Cosine of the sentence with the frames that it chooses: text-guided token interaction. [ancestor: X-CLIP; as MGRL's interaction inferred]"
+    "Cosine of the sentence with the frames that it chooses. [ancestor: X-CLIP; as MGRL's interaction inferred]"
     return _guided(audio.tokens, text.pooled, audio.mask, frames)
 
 def clip_word(
@@ -79,7 +84,8 @@ def frame_word(
     heard[:, valid] = _attended(cos, _padding(audio.mask, 2), frames, 1) # (A, W)
     return (weights * heard).sum(2)
 
-GRAINS = {'clip-sentence': clip_sentence, 'frame-sentence': frame_sentence, 'clip-word': clip_word, 'frame-word': frame_word}
+GRAINS = {'clip-sentence': clip_sentence, 'frame-sentence': frame_sentence,
+          'clip-word': clip_word, 'frame-word': frame_word}
 
 # %% ../../nbs/alignment/31_tokens.ipynb #c1ecc87f
 def _repeated(e:Encoded)->Tensor: # (B, K, d)

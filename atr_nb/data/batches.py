@@ -22,7 +22,7 @@ __all__ = ['Inputs', 'Waveforms', 'Tokens', 'Batch', 'Beside', 'apart', 'Pairs',
 class Inputs(Protocol):
     "What a batch can be gathered from."
     def __len__(self)->int: ... # items
-    def gather(self, indices:Tensor)->tuple[Tensor,Tensor]: ... # indices (B,) -> inputs (B, T, ...) and mask (B, T), True where valid
+    def gather(self, indices:Tensor)->tuple[Tensor,Tensor]: ... # (B,) -> inputs (B, T, ...), mask (B, T), True: valid
 
 # %% ../../nbs/data/15_batches.ipynb #695ee756
 class Waveforms:
@@ -50,7 +50,8 @@ class Tokens:
         tokenizer, # a text encoder with `tokenize`, or such a function: list[str] -> ids (n, N) int64, mask (n, N) bool
         ):
         self.ids, self.mask = getattr(tokenizer, 'tokenize', tokenizer)(captions)
-        if not self.mask.any(1).all(): raise ValueError(f"caption {captions[int(self.mask.any(1).int().argmin())]!r} has no token")
+        if not self.mask.any(1).all():
+            raise ValueError(f"caption {captions[int(self.mask.any(1).int().argmin())]!r} has no token")
 
     def __len__(self)->int: return len(self.ids)
 
@@ -84,7 +85,8 @@ class Beside:
         frames:Inputs, # a row of frames per clip, (T, d)
         words:Inputs, # a row of words per clip, (N, e)
         ):
-        if len(frames) != len(words): raise ValueError(f"Beside: {len(frames)} clips, but {len(words)} sentences; give one for each clip")
+        if len(frames) != len(words):
+            raise ValueError(f"Beside: {len(frames)} clips, but {len(words)} sentences; give one for each clip")
         self.frames, self.words = frames, words
 
     def __len__(self)->int: return len(self.frames)
@@ -94,7 +96,8 @@ class Beside:
         )->tuple[Tensor, Tensor]: # (B, T + N, 1 + the larger of d and e); mask (B, T + N)
         (x, x_mask), (y, y_mask) = self.frames.gather(indices), self.words.gather(indices)
         width = 1 + max(x.shape[2], y.shape[2])
-        rows = [F.pad(F.pad(part, (1, 0), value=kind), (0, width - 1 - part.shape[2])) for kind, part in ((0., x), (1., y))]
+        rows = [F.pad(F.pad(part, (1, 0), value=kind), (0, width - 1 - part.shape[2]))
+                for kind, part in ((0., x), (1., y))]
         return torch.cat(rows, 1), torch.cat([x_mask, y_mask], 1)
 
 def apart(
@@ -115,9 +118,13 @@ class Pairs:
         clip_of_caption:Tensor, # the clip of each caption, int64 (captions,)
         clips:Clips|None=None, # where they come from, for names and hashes
         ):
-        if len(text) != len(clip_of_caption): raise ValueError(f"Pairs: {len(text)} captions in `text`, {len(clip_of_caption)} in `clip_of_caption`; both must list the same captions")
+        if len(text) != len(clip_of_caption):
+            raise ValueError(f"Pairs: {len(text)} captions in `text`, {len(clip_of_caption)} in `clip_of_caption`; "
+                             "both must list the same captions")
         if (n := len(clip_of_caption.unique())) != len(audio) or int(clip_of_caption.max()) >= len(audio):
-            raise ValueError(f"Pairs: `audio` has {len(audio)} clips, `clip_of_caption` names {n}, up to number {int(clip_of_caption.max())}; every clip needs a caption and every caption a clip")
+            raise ValueError(f"Pairs: `audio` has {len(audio)} clips, `clip_of_caption` names {n}, "
+                             f"up to number {int(clip_of_caption.max())}; "
+                             "every clip needs a caption and every caption a clip")
         self.audio, self.text, self.clip_of_caption, self.clips = audio, text, clip_of_caption, clips
 
     def __len__(self)->int: return len(self.clip_of_caption)
@@ -138,7 +145,8 @@ class Pairs:
         "Batches one after the other, prepared ahead by worker processes if there are any."
         todo = list(batches)
         if not workers: return map(self.batch, todo)
-        return iter(DataLoader(_Jobs(self, todo), batch_size=None, num_workers=workers, pin_memory=pin, collate_fn=_same, generator=torch.Generator()))
+        return iter(DataLoader(_Jobs(self, todo), batch_size=None, num_workers=workers, pin_memory=pin,
+                               collate_fn=_same, generator=torch.Generator()))
 
 # %% ../../nbs/data/15_batches.ipynb #3e81bdbc
 class _Jobs:
@@ -167,7 +175,9 @@ class RandomBatches:
         seed:int, # of the run
         ):
         if batch_size < 1: raise ValueError(f"batch_size={batch_size}; a batch needs at least one pair")
-        if n < batch_size: raise ValueError(f"{n} captions do not fill one batch of batch_size={batch_size}; use a smaller batch_size or more data")
+        if n < batch_size:
+            raise ValueError(f"{n} captions do not fill one batch of batch_size={batch_size}; "
+                             "use a smaller batch_size or more data")
         self.n, self.batch_size, self.seed = n, batch_size, seed
 
     def __len__(self)->int: return self.n // self.batch_size # batches in an epoch

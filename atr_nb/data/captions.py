@@ -15,6 +15,7 @@ SIGNS = '[,.!?;:"]'
 def normalise(
     caption:str, # as people wrote it
     )->str: # as the text encoder gets it
-    "Lower case, signs to blanks. To the letter as in the baseline, quirks included: it neither strips the ends nor joins all blanks."
+    """Lower case, signs to blanks. To the letter as in the baseline, quirks included:
+    it neither strips the ends nor joins all blanks."""
     caption = re.sub(rf'\s({SIGNS}(\s|$))', r'\1', caption.lower()).replace('  ', ' ')
     return re.sub(SIGNS, ' ', caption).replace('  ', ' ')

@@ -27,7 +27,8 @@ __all__ = ['Features', 'feature_facts', 'plan_batches', 'plan_shards', 'to_rows'
 
 # %% ../../nbs/data/14_features.ipynb #313ab65a
 class Features:
-    "Token features of many items in one memory-mapped array. `features[rows]` is a view of some of them, in that order, repeats allowed."
+    """Token features of many items in one memory-mapped array.
+    `features[rows]` is a view of some of them, in that order, repeats allowed."""
     def __init__(self,
         frames:np.ndarray, # tokens of all items in a row (total, d), usually a memory map
         offsets:np.ndarray, # where each item begins, and the end (items + 1,), int64
@@ -42,7 +43,8 @@ class Features:
 
     def __len__(self)->int: return len(self.rows)
     def __getitem__(self, rows)->Features: return Features(self.frames, self.offsets, self.rows[rows])
-    def __repr__(self): return f"Features({len(self):,} items, {self.lengths.mean():.1f} tokens of width {self.width} on average)"
+    def __repr__(self):
+        return f"Features({len(self):,} items, {self.lengths.mean():.1f} tokens of width {self.width} on average)"
 
     @property
     def width(self)->int: return self.frames.shape[1] # d
@@ -69,8 +71,8 @@ def feature_facts(
     )->dict: # what determines the features, for a key and for people
     "Everything a cache entry depends on."
     front = dict(sample_rate=encoder.sample_rate, frame_seconds=encoder.frame_seconds)
-    return dict(kind=kind, content=content, encoder=encoder.name, fingerprint=encoder.fingerprint(), width=encoder.width, **front,
-        dtype=dtype, code=code_hash('atr_nb.data.features', type(encoder)))
+    return dict(kind=kind, content=content, encoder=encoder.name, fingerprint=encoder.fingerprint(),
+        width=encoder.width, **front, dtype=dtype, code=code_hash('atr_nb.data.features', type(encoder)))
 
 # %% ../../nbs/data/14_features.ipynb #e607c9fa
 def plan_batches(
@@ -91,8 +93,11 @@ def plan_shards(
     "Cut the plan into pieces that are saved one by one."
     shards, count = [[]], 0
     for b in batches:
-        if count >= size: shards.append([]); count = 0
-        shards[-1].append(b); count += len(b)
+        if count >= size:
+            shards.append([])
+            count = 0
+        shards[-1].append(b)
+        count += len(b)
     return shards
 
 # %% ../../nbs/data/14_features.ipynb #bc4265b4
@@ -103,14 +108,21 @@ def to_rows(
     dtype:str, # 'float16' or 'float32'
     )->tuple[np.ndarray,np.ndarray]: # valid tokens one after the other (total, d); tokens of each item (B,)
     "Take the padding off a batch and refuse what is not a number, does not fit the format or is not there."
-    if encoded.tokens is None: raise ValueError(f"encoder {encoder.name!r} returns no tokens; there is nothing to cache")
+    if encoded.tokens is None:
+        raise ValueError(f"encoder {encoder.name!r} returns no tokens; there is nothing to cache")
     tokens = encoded.tokens.float().cpu()
     mask = torch.ones(tokens.shape[:2], dtype=torch.bool) if encoded.mask is None else encoded.mask.cpu()
-    peak = tokens.masked_fill(~mask.unsqueeze(-1), 0).abs().flatten(1).amax(1) if tokens.shape[1] else torch.zeros(len(tokens))
+    peak = (tokens.masked_fill(~mask.unsqueeze(-1), 0).abs().flatten(1).amax(1) if tokens.shape[1]
+            else torch.zeros(len(tokens)))
     for name, n, p in zip(names, mask.sum(1).tolist(), peak.tolist()):
-        if n == 0: raise ValueError(f"{name}: shorter than one token of encoder {encoder.name!r}; leave it out of the dataset")
-        if p != p or p == float('inf'): raise ValueError(f"{name}: encoder {encoder.name!r} returned a value that is not a number; check the sound and the weights")
-        if p > float(np.finfo(dtype).max): raise ValueError(f"{name}: a feature of {p:.0f} from encoder {encoder.name!r} does not fit {dtype}; use dtype='float32'")
+        if n == 0:
+            raise ValueError(f"{name}: shorter than one token of encoder {encoder.name!r}; leave it out of the dataset")
+        if p != p or p == float('inf'):
+            raise ValueError(f"{name}: encoder {encoder.name!r} returned a value that is not a number; "
+                             "check the sound and the weights")
+        if p > float(np.finfo(dtype).max):
+            raise ValueError(f"{name}: a feature of {p:.0f} from encoder {encoder.name!r} does not fit {dtype}; "
+                             "use dtype='float32'")
     return tokens[mask].numpy().astype(dtype), mask.sum(1).numpy()
 
 # %% ../../nbs/data/14_features.ipynb #90e79797
@@ -119,7 +131,7 @@ _opened = set() # entries that this process has checked or built
 def check_entry(
     meta:Path, # meta.json of an entry
     )->None:
-    "Compare the arrays of an entry with their checksums. `Damaged` if they differ, FileNotFoundError if there is no entry."
+    "Compare an entry's arrays with their checksums. `Damaged` if they differ, FileNotFoundError without an entry."
     for name, mark in load_json(meta)['files'].items():
         file = meta.with_name(name)
         if not file.is_file() or hash_file(file) != mark: raise Damaged(f'{file} is damaged or cut short')
@@ -164,11 +176,14 @@ def encode_shards(
     count = lambda s: sum(map(len, s))
     todo = [(p, s) for p, s in zip(paths, shards) if not intact(p)]
     total = sum(map(count, shards))
-    with tqdm(total=total, initial=total - sum(count(s) for _, s in todo), unit=unit, desc=name, leave=False, delay=2) as bar:
+    with tqdm(total=total, initial=total - sum(count(s) for _, s in todo),
+              unit=unit, desc=name, leave=False, delay=2) as bar:
         results = encode([b for _, s in todo for b in s])
         for path, shard in todo:
             parts = []
-            for b in shard: parts.append(next(results)); bar.update(len(b))
+            for b in shard:
+                parts.append(next(results))
+                bar.update(len(b))
             tokens, lengths = map(np.concatenate, zip(*parts))
             with atomic(path) as file:
                 save_file(dict(tokens=tokens, lengths=lengths), file, metadata=dict(checksum=BLANK))
@@ -191,12 +206,14 @@ def merge_shards(
     dtype, row = np.dtype(facts['dtype']), facts['width'] * np.dtype(facts['dtype']).itemsize
 
     with atomic(whole/'frames.npy') as file, open(file, 'wb') as f:
-        np.lib.format.write_array_header_1_0(f, dict(descr=dtype.str, fortran_order=False, shape=(int(offsets[-1]), facts['width'])))
+        np.lib.format.write_array_header_1_0(
+            f, dict(descr=dtype.str, fortran_order=False, shape=(int(offsets[-1]), facts['width'])))
         start = f.tell()
         for path, i in zip(paths, items):
             shard = load_file(path)
             for item, x in zip(i, np.split(shard['tokens'], shard['lengths'].cumsum()[:-1])):
-                f.seek(start + int(offsets[item])*row); f.write(x.tobytes())
+                f.seek(start + int(offsets[item])*row)
+                f.write(x.tobytes())
 
     with atomic(whole/'offsets.npy') as file, open(file, 'wb') as f:
         np.save(f, offsets)
@@ -208,7 +225,7 @@ def load_waves(
     clips:Clips, # the dataset
     indices, # clips of the batch (B,)
     sample_rate:int, # samples per second
-    )->tuple[Tensor,Tensor|None]: # waveforms (B, S) float32, zero where padded; mask (B, S), None when nothing is padded
+    )->tuple[Tensor,Tensor|None]: # waveforms (B, S) float32, zero where padded; mask (B, S), None without padding
     "The sounds of some clips. One that is empty or silent is an error that names it."
     waves = [check_audio(clips.audio(int(i), sample_rate), f"clip {clips.ids[int(i)]!r}", sample_rate) for i in indices]
     n = torch.tensor([len(w) for w in waves])
@@ -218,7 +235,8 @@ def load_waves(
 # %% ../../nbs/data/14_features.ipynb #ab4ddd27
 class _Waves:
     "Batches of waveforms as a dataset, for `DataLoader`."
-    def __init__(self, clips, batches, sample_rate): self.clips, self.batches, self.sample_rate = clips, batches, sample_rate
+    def __init__(self, clips, batches, sample_rate):
+        self.clips, self.batches, self.sample_rate = clips, batches, sample_rate
     def __len__(self): return len(self.batches)
     def __getitem__(self, k): return load_waves(self.clips, self.batches[k], self.sample_rate)
 
@@ -238,7 +256,8 @@ def audio_features(
     rate = encoder.sample_rate
 
     def encode(batches):
-        loader = DataLoader(_Waves(clips, batches, rate), batch_size=None, num_workers=workers, generator=torch.Generator())
+        loader = DataLoader(_Waves(clips, batches, rate), batch_size=None, num_workers=workers,
+                            generator=torch.Generator())
         for b, (x, mask) in zip(batches, loader):
             with torch.inference_mode(): out = encoder(x.to(device), None if mask is None else mask.to(device))
             yield to_rows(out, [f"clip {clips.ids[i]!r}" for i in b], encoder, dtype)
@@ -277,4 +296,5 @@ def text_features(
                 yield to_rows(out, [f"caption {distinct[i]!r}" for i in b], encoder, dtype)
         return plan_shards(plan_batches(lengths, batch_words), shard), encode
 
-    return build(Path(cache)/f"text-{hash_json(facts)[:20]}", facts, prepare, 'caption', force)[[rows[c] for c in captions]]
+    return build(Path(cache)/f"text-{hash_json(facts)[:20]}", facts, prepare, 'caption',
+                 force)[[rows[c] for c in captions]]

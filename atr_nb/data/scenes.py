@@ -102,13 +102,17 @@ whoosh: something fast, a stick | whooshes/whooshing, swishes/swishing
 @dataclass(frozen=True)
 class Words:
     "How a kind of sound is put into words."
-    subjects:tuple[str, ...]; verbs:tuple[tuple[str, str], ...]; texture:bool # verbs: (finite, participle)
+    subjects:tuple[str, ...]
+    verbs:tuple[tuple[str, str], ...] # (finite, participle)
+    texture:bool
 
 def _read_lexicon(text:str)->dict[str, Words]:
     lex = {}
     for line in text.strip().splitlines():
-        kind, rest = line.split(': ', 1); subjects, verbs = rest.split(' | ')
-        lex[kind.rstrip('~')] = Words(tuple(subjects.split(', ')), tuple(tuple(v.split('/')) for v in verbs.split(', ')), kind.endswith('~'))
+        kind, rest = line.split(': ', 1)
+        subjects, verbs = rest.split(' | ')
+        lex[kind.rstrip('~')] = Words(tuple(subjects.split(', ')),
+                                      tuple(tuple(v.split('/')) for v in verbs.split(', ')), kind.endswith('~'))
     return lex
 
 LEXICON = _read_lexicon(_LEXICON)
@@ -136,7 +140,8 @@ def say(d:Description, rng:np.random.Generator)->str:
     pick = lambda options: options[rng.integers(len(options))]
     slots = [_slot_text(s, pick) for s in d]
     if len(slots) == 2 and rng.random() < 0.3: text = f'{slots[1]} after {slots[0]}'
-    else: text = slots[0] + ''.join(pick((', then ', ', and then ', ', after which ', ' before ')) + s for s in slots[1:])
+    else:
+        text = slots[0] + ''.join(pick((', then ', ', and then ', ', after which ', ' before ')) + s for s in slots[1:])
     return text[0].upper() + text[1:] + '.'
 
 # %% ../../nbs/data/13_scenes.ipynb #c316a612
@@ -157,14 +162,17 @@ def _read_event(text:str)->Event:
 
 def _read_slot(text:str)->Slot:
     if m := re.fullmatch(r'with (.+) in the background (.+)', text): behind, front = m.groups()
-    else: front, *rest = re.split(r' while | as | over the sound of ', text); behind = rest[0] if rest else None
+    else:
+        front, *rest = re.split(r' while | as | over the sound of ', text)
+        behind = rest[0] if rest else None
     return (_read_event(front),) if behind is None else (_read_event(front), _read_event(behind))
 
 def understand(caption:str)->Description:
     "The description a caption tells: `say` inverted. Raises KeyError on words it does not know."
     text = normalise(caption).strip()
     if ' after ' in text.replace(' after which ', ' then '):
-        last, first = re.split(r' after (?!which)', text); parts = [first, last]
+        last, first = re.split(r' after (?!which)', text)
+        parts = [first, last]
     else: parts = re.split(r' and then | then | after which | before ', text)
     return tuple(_read_slot(p.strip()) for p in parts)
 
@@ -172,7 +180,9 @@ def understand(caption:str)->Description:
 @dataclass(frozen=True)
 class Form:
     "What distinguishes the two scene datasets."
-    n_events:tuple[int, int]; seconds:tuple[float, ...]; train_captions:int
+    n_events:tuple[int, int]
+    seconds:tuple[float, ...]
+    train_captions:int
 
 FORMS = {'sparse': Form((1, 3), (5.,), 1), 'dense': Form((2, 4), (5., 6., 7., 8.), 5)}
 
@@ -196,12 +206,17 @@ def draw_description(rng:np.random.Generator, n:int, split:str)->Description:
         slots = []
         left = n
         while left:
-            if left > 1 and rng.random() < 0.35: slots.append((_draw_event(rng), _draw_event(rng, TEXTURES))); left -= 2
-            else: slots.append((_draw_event(rng),)); left -= 1
+            if left > 1 and rng.random() < 0.35:
+                slots.append((_draw_event(rng), _draw_event(rng, TEXTURES)))
+                left -= 2
+            else:
+                slots.append((_draw_event(rng),))
+                left -= 1
         if _allowed(tuple(slots), split): return tuple(slots)
 
 # %% ../../nbs/data/13_scenes.ipynb #377df3e0
-def _replace(d:Description, old:Event, new:Event)->Description: return tuple(tuple(new if e is old else e for e in s) for s in d)
+def _replace(d:Description, old:Event, new:Event)->Description:
+    return tuple(tuple(new if e is old else e for e in s) for s in d)
 def _choose(rng, options): return options[rng.integers(len(options))] if len(options) else None
 
 def exchanged(d, rng, split):
@@ -213,7 +228,8 @@ def exchanged(d, rng, split):
 
 def more_or_less(d, rng, split, most:int):
     "One event fewer, or one more at the end."
-    fewer = [x for e in events(d) if (x := tuple(s for slot in d if (s := tuple(o for o in slot if o is not e)))) and _allowed(x, split) and len(events(x)) > 1]
+    fewer = [x for e in events(d) if (x := tuple(s for slot in d if (s := tuple(o for o in slot if o is not e))))
+             and _allowed(x, split) and len(events(x)) > 1]
     more = [x for k in KINDS if _allowed(x := d + ((Event(k),),), split)] if len(events(d)) < most else []
     return _choose(rng, fewer or more)
 
@@ -246,13 +262,16 @@ CONTENT = ('exchange', 'exchange', 'exchange', 'more or less', 'more or less') #
 STRUCTURE = {'order': reordered, 'overlap': overlapped, 'count': recounted, 'distance': moved}
 NEAR_MISSES = tuple(dict.fromkeys(CONTENT)) + tuple(STRUCTURE)
 
-def draw_family(rng:np.random.Generator, form:str, split:str)->list[tuple[str, Description]]: # (how it differs from the base, description)
+def draw_family(rng:np.random.Generator, form:str, split:str
+                )->list[tuple[str, Description]]: # (how it differs from the base, description)
     "A base description and seven near misses, all different, all of kinds that belong to `split`."
     lo, hi = FORMS[form].n_events
     while True:
         base = draw_description(rng, int(rng.integers(max(lo, 2), hi + 1)), split)
         family = [('base', base)]
-        for what in CONTENT: family.append((what, exchanged(base, rng, split) if what == 'exchange' else more_or_less(base, rng, split, hi)))
+        for what in CONTENT:
+            family.append((what, exchanged(base, rng, split) if what == 'exchange'
+                                 else more_or_less(base, rng, split, hi)))
         for what in rng.permutation(list(STRUCTURE))[:2]: family.append((str(what), STRUCTURE[what](base, rng, split)))
         if len({d for _, d in family} - {None}) == FAMILY: return family
 
@@ -301,7 +320,8 @@ NOISE = (-26., -12.) # dB, level of the background noise relative to the common 
 def _db(x:float)->float: return 10 ** (x / 20)
 
 def _piece(x:np.ndarray, n:int, rng, texture:bool)->np.ndarray:
-    "`n` samples of a recording: textures from anywhere and looped if need be, others around their loudest part; faded at both ends."
+    """`n` samples of a recording: textures from anywhere and looped if need be, others around their loudest part;
+    faded at both ends."""
     if texture and len(x) < n: x = np.tile(x, -(-n // len(x)))
     if len(x) > n:
         if texture: start = rng.integers(len(x) - n)
@@ -310,8 +330,11 @@ def _piece(x:np.ndarray, n:int, rng, texture:bool)->np.ndarray:
             start = int(np.argmax(energy[n//64:] - energy[:len(energy)-n//64]) * 64)
             start = min(start, len(x) - n)
         x = x[start:start+n]
-    x = x.copy(); f = min(441, len(x)//4)
-    ramp = np.linspace(0, 1, f, dtype='float32'); x[:f] *= ramp; x[len(x)-f:] *= ramp[::-1]
+    x = x.copy()
+    f = min(441, len(x)//4)
+    ramp = np.linspace(0, 1, f, dtype='float32')
+    x[:f] *= ramp
+    x[len(x)-f:] *= ramp[::-1]
     return x
 
 def _place_event(out:np.ndarray, e:Event, start:int, n:int, split:str, rng)->None:
@@ -324,14 +347,19 @@ def _place_event(out:np.ndarray, e:Event, start:int, n:int, split:str, rng)->Non
     longest = n if texture else min(int(share * (1 if e.count == 1 else .8)), int(1.6*RATE))
     piece = _piece(x, int(longest * speed), rng, texture)
     piece = np.interp(np.arange(0, len(piece)-1, speed), np.arange(len(piece)), piece).astype('float32')[:longest]
-    slack = max(share - len(piece), 1); first = rng.integers(min(slack, max(n - (e.count-1)*share - len(piece), 1)))
+    slack = max(share - len(piece), 1)
+    first = rng.integers(min(slack, max(n - (e.count-1)*share - len(piece), 1)))
     for c in range(e.count): out[start + first + c*share:][:len(piece)] += gain * piece
 
-def mix(d:Description, seconds:float, split:str, rng:np.random.Generator)->tuple: # (wave (samples,), list of (event, start s, end s))
+def mix(d:Description, seconds:float, split:str, rng:np.random.Generator
+        )->tuple: # (wave (samples,), list of (event, start s, end s))
     "Render a description: slots one after the other, each a share of the time, over noise."
-    n = int(seconds * RATE); out = np.zeros(n, 'float32'); spans = []
+    n = int(seconds * RATE)
+    out = np.zeros(n, 'float32')
+    spans = []
     edge = int(.2 * RATE)
-    shares = rng.uniform(.8, 1.2, len(d)); bounds = edge + np.concatenate([[0], np.cumsum(shares / shares.sum())]) * (n - 2*edge)
+    shares = rng.uniform(.8, 1.2, len(d))
+    bounds = edge + np.concatenate([[0], np.cumsum(shares / shares.sum())]) * (n - 2*edge)
     for slot, a, b in zip(d, bounds[:-1], bounds[1:]):
         a, b = int(a), int(b) - int(.1 * RATE)
         for behind, e in enumerate(slot):
@@ -343,7 +371,7 @@ def mix(d:Description, seconds:float, split:str, rng:np.random.Generator)->tuple
 
 # %% ../../nbs/data/13_scenes.ipynb #3c22aab3
 class Scenes(Clips):
-    "Scenes mixed from the shipped recordings. `form` 'sparse' or 'dense'; captions are ours, written by rule over real sound."
+    "Scenes mixed from the shipped recordings. `form` 'sparse' or 'dense'; captions are ours, by rule over real sound."
     def __init__(self,
         form:str, # 'sparse' or 'dense'
         split:str, # 'train', 'val' or 'test'
@@ -360,22 +388,27 @@ class Scenes(Clips):
         self.families = torch.arange(len(self.descriptions)) // (1 if split == 'train' else FAMILY)
         n = FORMS[form].train_captions if split == 'train' else 5
         captions = [self._captions(i, n) for i in range(len(self.descriptions))]
-        super().__init__(f'scenes-{form}', split, [f'{form}-{split}-{seed}-{i:05d}' for i in range(len(self.descriptions))], captions)
+        super().__init__(f'scenes-{form}', split,
+                         [f'{form}-{split}-{seed}-{i:05d}' for i in range(len(self.descriptions))], captions)
 
     def _rng(self, purpose:str, *key)->np.random.Generator:
         "Random numbers for one purpose, scene or family: a function of the arguments alone."
-        return np.random.default_rng([self.seed, list(FORMS).index(self.form), SPLITS.index(self._split), *key, *purpose.encode()])
+        return np.random.default_rng(
+            [self.seed, list(FORMS).index(self.form), SPLITS.index(self._split), *key, *purpose.encode()])
 
     def _train_description(self, i:int, split:str)->Description:
-        rng = self._rng('what', i); lo, hi = FORMS[self.form].n_events
+        rng = self._rng('what', i)
+        lo, hi = FORMS[self.form].n_events
         return draw_description(rng, int(rng.integers(lo, hi + 1)), split)
 
     def _families(self, n:int, split:str)->list[tuple[str, Description]]:
         seen, out = set(), []
         for f in range(n):
             attempt, family = 0, draw_family(self._rng('family', f, 0), self.form, split)
-            while seen & {d for _, d in family}: family = draw_family(self._rng('family', f, attempt := attempt + 1), self.form, split)
-            seen.update(d for _, d in family); out += family
+            while seen & {d for _, d in family}:
+                family = draw_family(self._rng('family', f, attempt := attempt + 1), self.form, split)
+            seen.update(d for _, d in family)
+            out += family
         return out
 
     def _captions(self, i:int, n:int)->list[str]:
@@ -397,7 +430,8 @@ class Scenes(Clips):
         from torchaudio.functional import resample
         return resample(wave, RATE, sample_rate)
 
-    def topics(self)->list[set[str]]: return [set(kind_set(d)) for d in self.descriptions] # the kinds of sound that were mixed
+    def topics(self)->list[set[str]]: # the kinds of sound that were mixed
+        return [set(kind_set(d)) for d in self.descriptions]
 
     def manifest(self)->dict:
         return super().manifest() | dict(form=self.form, seed=self.seed, recordings=_recordings_hash())
@@ -426,5 +460,6 @@ def near_miss_recall(
             b = scene // FAMILY * FAMILY
             lead += [(scores[scene] - scores[b])[clip == scene], (scores[b] - scores[scene])[clip == b]]
         lead = torch.cat(lead)
-        rows[kind] = {'R@1': percent(best[torch.isin(clip, of_kind)]), 'told apart': percent((lead > 0) + (lead == 0) / 2)}
+        rows[kind] = {'R@1': percent(best[torch.isin(clip, of_kind)]),
+                      'told apart': percent((lead > 0) + (lead == 0) / 2)}
     return pd.DataFrame(rows).T

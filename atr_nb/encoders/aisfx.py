@@ -23,10 +23,12 @@ def convert_checkpoint(
     )->dict[str,Tensor]: # the embedding network in float16
     "Take the embedding network out of the published file."
     scalar = np._core.multiarray.scalar # the file knows it by its name in numpy 1
-    with torch.serialization.safe_globals([scalar, (scalar, 'numpy.core.multiarray.scalar'), np.dtype, np.dtypes.Int64DType]):
+    with torch.serialization.safe_globals(
+        [scalar, (scalar, 'numpy.core.multiarray.scalar'), np.dtype, np.dtypes.Int64DType]):
         weights, _ = torch.load(path, map_location='cpu', weights_only=True)
     prefix = 'embedding_net.'
-    return {k.removeprefix(prefix): v.half() for k, v in weights.items() if k.startswith(prefix) and not k.endswith('num_batches_tracked')}
+    return {k.removeprefix(prefix): v.half() for k, v in weights.items()
+            if k.startswith(prefix) and not k.endswith('num_batches_tracked')}
 
 # %% ../../nbs/encoders/21_aisfx.ipynb #ab2fe2d8
 class Aisfx(ConvEncoder):
@@ -49,10 +51,13 @@ class Aisfx(ConvEncoder):
     def load(self, path:str|Path): # a file with what `convert_checkpoint` returns
         "Fill in the weights; a file with others is an error that lists what does not fit."
         try: state = load_file(str(path))
-        except SafetensorError as e: raise ValueError(f"{path}: not a readable safetensors file ({e}); it may be cut short") from e
+        except SafetensorError as e:
+            raise ValueError(f"{path}: not a readable safetensors file ({e}); it may be cut short") from e
         own = {k: v.shape for k, v in self.state_dict().items() if not k.endswith('num_batches_tracked')}
         wrong = [k for k in own.keys() | state.keys() if k not in own or k not in state or own[k] != state[k].shape]
-        if wrong: raise ValueError(f"{path}: not the weights of aisfx; missing, unexpected or of another shape: {sorted(wrong)[:3]}")
+        if wrong:
+            raise ValueError(f"{path}: not the weights of aisfx; "
+                             f"missing, unexpected or of another shape: {sorted(wrong)[:3]}")
         self.load_state_dict(state, strict=False)
 
     def spectrum(self, waveform, lengths): return self.spectrogram(waveform).unsqueeze(1)

@@ -74,7 +74,8 @@ class ConvEncoder(Encoder):
         return Encoded.cat([self(row[None, :n]) for row, n in zip(waveform, lengths)])
 
     def spectrum(self, waveform, lengths)->Tensor: raise NotImplementedError # (B, 1, STFT frames, bands)
-    def maps(self, x, steps)->tuple[list[Tensor],Tensor|None]: raise NotImplementedError # each block's (B, C, T, F); steps of the last
+    def maps(self, x, steps)->tuple[list[Tensor],Tensor|None]: # each block's (B, C, T, F); steps of the last
+        raise NotImplementedError
 
     def forward(self,
         waveform:Tensor, # (B, samples) at `sample_rate`, in [-1, 1]
@@ -102,8 +103,10 @@ class ConvEncoder(Encoder):
 # %% ../../nbs/encoders/20_panns.ipynb #9e503c76
 FIELD = 12 # tokens that a token may hear to either side
 
-def _join(parts:list[Encoded], cuts:list[tuple[int, int|None]])->tuple[Tensor, tuple[Tensor, ...]]: # tokens (1, T, d) and levels
-    "Pieces of one clip in a row; of each, the tokens from the first number to the second (None: to its end) and the same stretch of its levels."
+def _join(parts:list[Encoded], cuts:list[tuple[int, int|None]]
+          )->tuple[Tensor, tuple[Tensor, ...]]: # tokens (1, T, d) and levels
+    """Pieces of one clip in a row; of each, the tokens from the first number to the second (None: to its end)
+    and the same stretch of its levels."""
     longest = max(parts, key=lambda e: e.tokens.shape[1])
     def row(of): # a function that takes a level's tensor out of a piece
         ratio = of(longest).shape[1] // longest.tokens.shape[1] # steps of this level to a token
@@ -174,7 +177,9 @@ class BasicBlock(nn.Module):
         self.conv1, self.bn1 = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs)
         self.conv2, self.bn2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs)
         self.downsample = None
-        if stride == 2: self.downsample = nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
+        if stride == 2:
+            self.downsample = nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(inputs, outputs, 1, bias=False),
+                                            nn.BatchNorm2d(outputs))
         for m in self.modules():
             if isinstance(m, nn.Conv2d): nn.init.xavier_uniform_(m.weight)
         nn.init.zeros_(self.bn2.weight)
@@ -200,7 +205,8 @@ class ResNet38(Panns):
         self.resnet = nn.Module()
         for i, (inputs, outputs, blocks) in enumerate(((64, 64, 3), (64, 128, 4), (128, 256, 6), (256, 512, 3))):
             first = BasicBlock(inputs, outputs, stride=1 if i == 0 else 2)
-            setattr(self.resnet, f'layer{i+1}', nn.Sequential(first, *(BasicBlock(outputs, outputs) for _ in range(blocks - 1))))
+            setattr(self.resnet, f'layer{i+1}',
+                    nn.Sequential(first, *(BasicBlock(outputs, outputs) for _ in range(blocks - 1))))
         self.conv_block_after1 = ConvBlock(512, 2048, pool=1)
 
     def maps(self, x, steps):
@@ -219,8 +225,9 @@ PASSED_OVER = ('spectrogram_extractor.', 'logmel_extractor.', 'fc')
 def read_checkpoint(
     path:str|Path, # a file written by `torch.save`
     )->dict: # its content
-    "Read a checkpoint without running any code in it. A file that is missing, cut short or unsafe is an error that says so."
-    if not Path(path).is_file(): raise FileNotFoundError(f"{path}: no such checkpoint; PANNs are at Zenodo, record 3987831")
+    "Read a checkpoint without running any code in it. One that is missing, cut short or unsafe: an error that says so."
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint; PANNs are at Zenodo, record 3987831")
     build = [getattr(np._core.multiarray, name) for name in ('_reconstruct', 'scalar')]
     numbers = [type(np.dtype(letter)) for letter in '?bBhHiIlLqQefd'] # truth values, whole numbers and fractions
     before = [(f, f'numpy.core.multiarray.{f.__name__}') for f in build] # their names in numpy 1
@@ -228,14 +235,15 @@ def read_checkpoint(
         with torch.serialization.safe_globals([np.ndarray, np.dtype, *numbers, *build, *before]):
             return torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e: # torch has a dozen ways to say it
-        raise ValueError(f"{path}: not a readable checkpoint ({type(e).__name__}); it may be cut short, download it again") from e
+        raise ValueError(f"{path}: not a readable checkpoint ({type(e).__name__}); "
+                         "it may be cut short, download it again") from e
 
 # %% ../../nbs/encoders/20_panns.ipynb #cbee87b1
 def load_panns(
     source:str|Path|dict, # an official file, or its content
     model:Panns|None=None, # network to fill; None: the one the names in the file belong to
     )->Panns: # with the weights, in eval mode
-    "Fill a PANNs encoder from an official checkpoint. A file of another network is a `ValueError` that lists what does not fit."
+    "Fill a PANNs encoder from an official checkpoint. One of another network: a `ValueError` with what does not fit."
     label = 'this dict' if isinstance(source, dict) else str(source)
     state = source if isinstance(source, dict) else read_checkpoint(source)
     state = state.get('model', state) if isinstance(state, dict) else state
@@ -243,12 +251,14 @@ def load_panns(
         raise ValueError(f"{label}: not the weights of a network, tensors by name; PANNs are at Zenodo, record 3987831")
     state = {k: v for k, v in state.items() if not k.startswith(PASSED_OVER)}
     if model is None:
-        model = (ResNet38 if 'resnet.layer1.0.conv1.weight' in state else Cnn14 if 'conv_block6.conv1.weight' in state else Cnn10)()
+        model = (ResNet38 if 'resnet.layer1.0.conv1.weight' in state
+                 else Cnn14 if 'conv_block6.conv1.weight' in state else Cnn10)()
     own = model.state_dict()
     missing = [k for k in own if k not in state and not k.endswith('num_batches_tracked')]
     wrong = [k for k in state if k not in own or state[k].shape != own[k].shape]
     if missing or wrong:
-        raise ValueError(f"{label}: not a checkpoint of {type(model).__name__}; missing: {missing[:3]}, unexpected or of another shape: {wrong[:3]}")
+        raise ValueError(f"{label}: not a checkpoint of {type(model).__name__}; missing: {missing[:3]}, "
+                         f"unexpected or of another shape: {wrong[:3]}")
     model.load_state_dict(state, strict=False)
     return model.eval()
 
@@ -261,11 +271,13 @@ def fold(
         for (name, conv), (after, bn) in list(pairwise(parent.named_children())):
             if isinstance(conv, nn.Conv2d) and isinstance(bn, nn.BatchNorm2d):
                 conv = fuse_conv_bn_eval(conv, bn)
-                setattr(parent, name, Winograd(conv) if Winograd.fits(conv) else conv); setattr(parent, after, nn.Identity())
+                setattr(parent, name, Winograd(conv) if Winograd.fits(conv) else conv)
+                setattr(parent, after, nn.Identity())
     return module.requires_grad_(False)
 
 # %% ../../nbs/encoders/20_panns.ipynb #df7e7cbb
-def _matrix(rows:str)->Tensor: return torch.tensor([[float(v) for v in r.split()] for r in rows.split('/')], dtype=torch.float64)
+def _matrix(rows:str)->Tensor:
+    return torch.tensor([[float(v) for v in r.split()] for r in rows.split('/')], dtype=torch.float64)
 
 class Winograd(nn.Module):
     "A frozen 3x3 convolution with a quarter of the multiplications, for the CPU."
@@ -275,13 +287,15 @@ class Winograd(nn.Module):
 
     @staticmethod
     def fits(conv:nn.Conv2d)->bool: # smaller ones gain nothing, larger ones would need too much memory
-        return conv.kernel_size == (3, 3) and conv.padding == (1, 1) and conv.in_channels >= 64 and conv.in_channels * conv.out_channels <= 512**2
+        return (conv.kernel_size == (3, 3) and conv.padding == (1, 1) and conv.in_channels >= 64
+                and conv.in_channels * conv.out_channels <= 512**2)
 
     def __init__(self, conv:nn.Conv2d):
         super().__init__()
         self.conv = conv
         kernel = torch.einsum('ai,oxij,bj->abxo', self.G, conv.weight.double(), self.G).flatten(0, 1)
-        for k, v in dict(kernel=kernel, at=self.AT, bt=self.BT).items(): self.register_buffer(k, v.float().contiguous(), persistent=False)
+        for k, v in dict(kernel=kernel, at=self.AT, bt=self.BT).items():
+            self.register_buffer(k, v.float().contiguous(), persistent=False)
 
     def forward(self, x:Tensor)->Tensor: # (B, inputs, T, F) -> (B, outputs, T, F)
         if x.device.type != 'cpu' or x.dtype != torch.float32: return self.conv(x)

@@ -13,7 +13,8 @@ __all__ = ['Patches']
 
 # %% ../../nbs/encoders/25_patches.ipynb #f2670044
 class Patches(ConvEncoder):
-    "Log-mel patches: 32 kHz sound in, a 256-d token every 0.16 s out, nothing trained. [inferred: stands for an encoder from scratch where encoders are frozen]"
+    """Log-mel patches: 32 kHz sound in, a 256-d token every 0.16 s out, nothing trained.
+    [inferred: stands for an encoder from scratch where encoders are frozen]"""
     name, width, sample_rate, hop, stride = 'patches', 256, LogMel.sample_rate, LogMel.hop, 16
 
     def __init__(self):
@@ -24,7 +25,10 @@ class Patches(ConvEncoder):
     def spectrum(self, waveform:Tensor, lengths:Tensor|None)->Tensor: # (B, 1, STFT frames, 64)
         return (self.logmel(waveform, lengths).unsqueeze(1) + 35) / 20
 
-    def maps(self, x:Tensor, steps:Tensor|None)->tuple: # x (B, 1, STFT frames, 64) -> ([(B, 256, T, 1)], valid tokens (B,))
+    def maps(self,
+        x:Tensor, # (B, 1, STFT frames, 64)
+        steps:Tensor|None,
+        )->tuple: # ([(B, 256, T, 1)], valid tokens (B,))
         T = x.shape[2] // self.stride
         tokens = x[:, 0, :T*self.stride].unflatten(1, (T, 4, 4)).mean(3).flatten(2)
         return [tokens.transpose(1, 2).unsqueeze(3)], None if steps is None else steps // self.stride

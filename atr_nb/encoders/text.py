@@ -46,7 +46,8 @@ def load_bert(
         with _quietly(): model = AutoModel.from_pretrained(place, config=config, local_files_only=local)
         tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=local)
     except (OSError, ValueError) as e:
-        raise ValueError(f"text encoder {str(source)!r}: not 'minilm' or 'tiny', and neither a folder with a complete model nor a hub model within reach ({str(e).splitlines()[0]})") from e
+        raise ValueError(f"text encoder {str(source)!r}: not 'minilm' or 'tiny', and neither a folder with a complete "
+                         f"model nor a hub model within reach ({str(e).splitlines()[0]})") from e
     if getattr(model, 'pooler', None) is not None: model.pooler = None
     return model, tokenizer
 
@@ -54,7 +55,8 @@ def load_bert(
 @lru_cache(maxsize=8)
 def _words_hash(tokenizer:str)->str: # of what a tokenizer knows, written as JSON; thirty thousand words take a while
     words = json.loads(tokenizer)
-    return hash_json({k: v for k, v in words.items() if k not in ('padding', 'truncation')}) # left there by the last call
+    # padding and truncation were left there by the last call
+    return hash_json({k: v for k, v in words.items() if k not in ('padding', 'truncation')})
 
 class TextEncoder(Encoder):
     "A BERT-like encoder: token ids in, a vector, the words and all layers out."
@@ -69,12 +71,14 @@ class TextEncoder(Encoder):
         if source == 'tiny':
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                config = BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, hidden_dropout_prob=dropout)
+                config = BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+                                    hidden_dropout_prob=dropout)
                 self.model = BertModel(config, add_pooling_layer=False)
             self.tokenizer = AutoTokenizer.from_pretrained(minilm_folder(), local_files_only=True)
         else: self.model, self.tokenizer = load_bert(source, dropout)
         self.how = pool or ('cls' if self.name.startswith('bert') else 'mean')
-        if self.how not in ('mean', 'cls'): raise ValueError(f"TextEncoder: pool={pool!r} is unknown; use 'mean' or 'cls'")
+        if self.how not in ('mean', 'cls'):
+            raise ValueError(f"TextEncoder: pool={pool!r} is unknown; use 'mean' or 'cls'")
         self.width = self.model.config.hidden_size
         self.level_widths = (self.width,) * self.model.config.num_hidden_layers # of the outputs of its layers
         self.longest = min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings) # in tokens
@@ -94,7 +98,8 @@ class TextEncoder(Encoder):
         pieces = self.tokenizer(texts, verbose=False)['input_ids']
         for i, p in enumerate(pieces):
             if len(p) > self.longest:
-                raise ValueError(f"caption {i} ({captions[i][:60]!r}...) has {len(p)} tokens, {self.name} takes {self.longest}; shorten it")
+                raise ValueError(f"caption {i} ({captions[i][:60]!r}...) has {len(p)} tokens, "
+                                 f"{self.name} takes {self.longest}; shorten it")
         padded = self.tokenizer.pad({'input_ids': pieces}, return_tensors='pt')
         return padded['input_ids'], padded['attention_mask'].bool()
 

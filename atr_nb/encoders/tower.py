@@ -34,7 +34,8 @@ class Context(nn.Module):
         ):
         super().__init__()
         if width % 2: raise ValueError(f"Context: width={width} is odd; positions come in pairs of sine and cosine")
-        layer = nn.TransformerEncoderLayer(width, heads_for(width), 2*width, dropout=0.1, activation='gelu', batch_first=True, norm_first=True)
+        layer = nn.TransformerEncoderLayer(width, heads_for(width), 2*width, dropout=0.1, activation='gelu',
+                                           batch_first=True, norm_first=True)
         self.project = nn.Sequential(nn.LayerNorm(inputs), nn.Linear(inputs, width))
         self.position = nn.Parameter(torch.tensor(0.5))
         self.layers = nn.TransformerEncoder(layer, layers, norm=nn.LayerNorm(width), enable_nested_tensor=False)
@@ -106,7 +107,7 @@ class Tower(nn.Module):
         context:int=0, # Transformer layers over the tokens; 0: the pooled vector of the encoder as it is
         tokens:bool=False, # return tokens in the joint space too
         levels:bool=False, # hand on the block outputs of the encoder
-        pool:nn.Module|None=None, # pools the tokens behind the head, (B, T, width) and mask -> (B, width); None: the encoder pools, in front of it
+        pool:nn.Module|None=None, # behind the head, (B, T, width) and mask -> (B, width); None: the encoder's, in front
         stride:int=1, # neighbouring tokens averaged into one, in front of context and head
         ):
         super().__init__()

@@ -21,12 +21,14 @@ __all__ = ['PatchEncoder', 'ClapMel', 'Htsat', 'Ast', 'SideBySide', 'StoredBlock
 def _pretrained(cls:type, source:str|Path, kind:str): # a model of that class
     "A pretrained model. ValueError for what cannot be found, and for a model of another kind."
     try: found = AutoConfig.from_pretrained(source).model_type
-    except (OSError, ValueError) as e: raise ValueError(f'{source}: neither a folder with a model nor a hub model within reach ({str(e).splitlines()[0]})') from e
+    except (OSError, ValueError) as e:
+        raise ValueError(f'{source}: neither a folder with a model nor a hub model within reach '
+                         f'({str(e).splitlines()[0]})') from e
     if found != kind: raise ValueError(f'{source} is a model of type {found!r}; one of type {kind!r} is wanted')
     return cls.from_pretrained(source)
 
 class PatchEncoder(Encoder):
-    "A Transformer over the patches of a spectrogram of fixed length. Subclasses give `spectrum`, `blocks` and the facts."
+    "A Transformer over the patches of a spectrogram of fixed length. Subclasses give `spectrum`, `blocks` and facts."
     how = 'mean'
     most, step = 0, 0 # samples it takes; samples of one token
 
@@ -41,8 +43,10 @@ class PatchEncoder(Encoder):
     @property
     def longest_seconds(self)->float|None: # what is too much by less than a token is left out
         return None if self.longer == 'windows' else (self.most + self.step) / self.sample_rate
-    def spectrum(self, waveform:Tensor, lengths:Tensor)->Tensor: raise NotImplementedError # (B, most) -> what `blocks` takes
-    def blocks(self, x:Tensor)->list[Tensor]: raise NotImplementedError # tokens (B, T_l, d_l) of each block, the last (B, T, d)
+    def spectrum(self, waveform:Tensor, lengths:Tensor)->Tensor: # (B, most) -> what `blocks` takes
+        raise NotImplementedError
+    def blocks(self, x:Tensor)->list[Tensor]: # tokens (B, T_l, d_l) of each block, the last (B, T, d)
+        raise NotImplementedError
 
     def fingerprint(self)->str: # of the weights, the configuration and what happens to long clips
         return hash_json([weights_hash(self.name, self), config_facts(self.net.config), self.longer])[:16]
@@ -66,9 +70,10 @@ class PatchEncoder(Encoder):
         return Encoded(self.pool(levels[-1], valid), levels[-1], valid, levels)
 
     def _windows(self, longest:int)->int: # in how many windows clips of so many samples are heard
-        if self.longest_seconds and longest > self.most + self.step: raise ValueError(
-            f'{self.name}: a clip of {longest / self.sample_rate:.2f} s, but it takes {self.most / self.sample_rate:.2f}; '
-            "cut it, or build the encoder with longer='windows' (long_clips=windows in the settings)")
+        if self.longest_seconds and longest > self.most + self.step:
+            raise ValueError(f'{self.name}: a clip of {longest / self.sample_rate:.2f} s, '
+                             f'but it takes {self.most / self.sample_rate:.2f}; '
+                             "cut it, or build the encoder with longer='windows' (long_clips=windows in the settings)")
         return max(1, -(-(longest - self.step) // self.most))
 
 # %% ../../nbs/encoders/22_transformers.ipynb #a15f0009
@@ -86,14 +91,16 @@ class Htsat(PatchEncoder):
     name, sample_rate, most, step = 'htsat', 48000, 480000, 15000
 
     def __init__(self,
-        source:str|Path|ClapAudioConfig|None=None, # a CLAP model's folder or hub name; a configuration or None: random weights
+        source:str|Path|ClapAudioConfig|None=None, # a CLAP model's folder or hub name; configuration or None: random
         longer:str='refuse', # see `PatchEncoder`
         ):
         super().__init__(longer)
         random = source is None or isinstance(source, ClapAudioConfig)
-        self.net = ClapAudioModel(source or ClapAudioConfig()) if random else _pretrained(ClapModel, source, 'clap').audio_model
+        self.net = (ClapAudioModel(source or ClapAudioConfig()) if random
+                    else _pretrained(ClapModel, source, 'clap').audio_model)
         if self.net.config.enable_fusion:
-            raise ValueError(f'{source}: a CLAP model with fusion of long clips; use one without, such as laion/clap-htsat-unfused')
+            raise ValueError(f'{source}: a CLAP model with fusion of long clips; '
+                             'use one without, such as laion/clap-htsat-unfused')
         self.width = self.net.audio_encoder.num_features
         self.level_widths = tuple(self.width // 2**k for k in (2, 1, 0))
         self.mel = ClapMel()
@@ -119,7 +126,8 @@ class Ast(PatchEncoder):
         ):
         super().__init__(longer)
         random = source is None or isinstance(source, ASTConfig)
-        self.net = ASTModel(source or ASTConfig()) if random else _pretrained(ASTModel, source, 'audio-spectrogram-transformer')
+        self.net = (ASTModel(source or ASTConfig()) if random
+                    else _pretrained(ASTModel, source, 'audio-spectrogram-transformer'))
         config = self.net.config
         self.width, self.level_widths = config.hidden_size, (config.hidden_size,) * config.num_hidden_layers
         self.most, self.step = 400 + 160 * (config.max_length - 1), 160 * config.time_stride
@@ -149,8 +157,10 @@ class SideBySide(Encoder):
         ):
         super().__init__()
         self.encoder, self.blocks, self.how = encoder, blocks, encoder.how
-        self.name, self.width = f"{encoder.name}, blocks {' '.join(str(k + 1) for k in blocks)}", len(blocks) * encoder.width
-        self.sample_rate, self.frame_seconds, self.longest_seconds = encoder.sample_rate, encoder.frame_seconds, encoder.longest_seconds
+        self.name, self.width = (f"{encoder.name}, blocks {' '.join(str(k + 1) for k in blocks)}",
+                                 len(blocks) * encoder.width)
+        self.sample_rate, self.frame_seconds, self.longest_seconds = (
+            encoder.sample_rate, encoder.frame_seconds, encoder.longest_seconds)
         self.tokenize, self.level_widths = getattr(encoder, 'tokenize', None), len(blocks) * (encoder.width,)
 
     def fingerprint(self)->str: # of the encoder and its code, and of the blocks
@@ -164,7 +174,8 @@ class SideBySide(Encoder):
             f'{self.encoder.name}: block {max(self.blocks) + 1} was asked for, and there are {len(e.levels)}')
         levels = tuple(e.levels[k] for k in self.blocks)
         if len({level.shape for level in levels}) > 1: raise ValueError(
-            f'{self.encoder.name}: its blocks have different shapes, {[tuple(l.shape[1:]) for l in levels]}; they cannot stand side by side')
+            f'{self.encoder.name}: its blocks have different shapes, {[tuple(l.shape[1:]) for l in levels]}; '
+            'they cannot stand side by side')
         tokens = torch.cat(levels, dim=2)
         return Encoded(self.pool(tokens, e.mask), tokens, e.mask, levels)
 

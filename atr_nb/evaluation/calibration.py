@@ -17,10 +17,12 @@ def top_answers(
     )->tuple[Tensor, Tensor]: # confidence in the top answer, 0 to 1 (Q,); whether it is right, bool (Q,)
     "How sure of its first answer, and whether it is right. ValueError for what is no distribution."
     if probabilities.shape != right.shape:
-        raise ValueError(f'probabilities of shape {tuple(probabilities.shape)}, but right answers of shape {tuple(right.shape)}')
+        raise ValueError(f'probabilities of shape {tuple(probabilities.shape)}, '
+                         f'but right answers of shape {tuple(right.shape)}')
     off = (probabilities.sum(1) - 1).abs().max().item()
     if not off < 1e-3 or probabilities.min() < 0:
-        raise ValueError(f'the probabilities of a query must be at least 0 and sum to 1, and some sum is off by {off:.2g}; take a softmax first')
+        raise ValueError('the probabilities of a query must be at least 0 and sum to 1, '
+                         f'and some sum is off by {off:.2g}; take a softmax first')
     confidence, first = probabilities.max(1)
     return confidence, right.gather(1, first[:, None])[:, 0]
 
@@ -35,7 +37,8 @@ def reliability(
     if bins < 1: raise ValueError(f'bins={bins}, but there must be one at least')
     b = (confidence.double() * bins).long().clamp(0, bins - 1)
     answers = pd.DataFrame(dict(bin=b.cpu(), confidence=confidence.double().cpu(), right=correct.double().cpu()))
-    return answers.groupby('bin').agg(confidence=('confidence', 'mean'), right=('right', 'mean'), answers=('right', 'size'))
+    return answers.groupby('bin').agg(
+        confidence=('confidence', 'mean'), right=('right', 'mean'), answers=('right', 'size'))
 
 def calibration_error(
     confidence:Tensor, # of each answer, 0 to 1 (n,)
@@ -53,7 +56,8 @@ def reliability_figure(
     ): # a matplotlib figure
     "A reliability diagram for each."
     import matplotlib.pyplot as plt
-    fig, axs = plt.subplots(1, len(answers), figsize=(2.7 * len(answers), 2.9), sharey=True, squeeze=False, layout='constrained')
+    fig, axs = plt.subplots(1, len(answers), figsize=(2.7 * len(answers), 2.9),
+                            sharey=True, squeeze=False, layout='constrained')
     axs = axs[0]
     for ax, (label, its) in zip(axs, answers.items()):
         table = reliability(*its, bins)

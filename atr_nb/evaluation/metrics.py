@@ -18,22 +18,28 @@ def _checked(scores:Tensor, clip_of_caption:Tensor)->tuple[Tensor, Tensor]:
     "Both inputs as tensors of a dtype that can be compared and counted, or a `ValueError` that names what is wrong."
     scores, owner = torch.as_tensor(scores).detach(), torch.as_tensor(clip_of_caption)
     if scores.dim() != 2 or not scores.numel():
-        raise ValueError(f"scores must be a matrix (clips, captions) with at least one of each, not of shape {tuple(scores.shape)}")
+        raise ValueError("scores must be a matrix (clips, captions) with at least one of each, "
+                         f"not of shape {tuple(scores.shape)}")
     n_clips, n_captions = scores.shape
     if owner.shape != (n_captions,):
-        raise ValueError(f"clip_of_caption has shape {tuple(owner.shape)}, but scores has {n_captions} captions (columns): one clip index for each is needed")
+        raise ValueError(f"clip_of_caption has shape {tuple(owner.shape)}, but scores has {n_captions} captions "
+                         "(columns): one clip index for each is needed")
     if owner.is_floating_point() or owner.dtype == torch.bool:
-        raise ValueError(f"clip_of_caption holds {owner.dtype}; it needs integers, the row of scores each caption belongs to")
+        raise ValueError(f"clip_of_caption holds {owner.dtype}; "
+                         "it needs integers, the row of scores each caption belongs to")
     owner = owner.to(scores.device, torch.long)
     if outside := ((owner < 0) | (owner >= n_clips)).nonzero().flatten().tolist():
-        raise ValueError(f"caption {outside[0]} belongs to clip {owner[outside[0]]}, but scores has clips 0 to {n_clips-1}")
+        raise ValueError(f"caption {outside[0]} belongs to clip {owner[outside[0]]}, "
+                         f"but scores has clips 0 to {n_clips-1}")
     if silent := (owner.bincount(minlength=n_clips) == 0).nonzero().flatten().tolist():
-        raise ValueError(f"clip {silent[0]} has no caption ({len(silent)} such in all), so it cannot be a query: drop its row or add its captions")
+        raise ValueError(f"clip {silent[0]} has no caption ({len(silent)} such in all), so it cannot be a query: "
+                         "drop its row or add its captions")
     if not scores.is_floating_point(): scores = scores.double()
     elif scores.dtype in (torch.float16, torch.bfloat16): scores = scores.float()
     if scores.amax().isnan():
         clip, caption = scores.isnan().nonzero()[0].tolist()
-        raise ValueError(f"scores has NaN, first for clip {clip} and caption {caption}: the model that made it is broken, and no rank would mean anything")
+        raise ValueError(f"scores has NaN, first for clip {clip} and caption {caption}: "
+                         "the model that made it is broken, and no rank would mean anything")
     return scores, owner
 
 # %% ../../nbs/evaluation/40_metrics.ipynb #7ef97aa9
@@ -46,7 +52,9 @@ class Place(NamedTuple):
     def rank(self)->Tensor: # expected 0-based rank (queries,)
         return self.ahead + (self.tied - self.own) / (self.own + 1)
 
-    def hit(self, k:int|Tensor)->Tensor: # probability that a right answer is among the first k (queries,); for k (n, 1) all at once (n, queries)
+    def hit(self,
+        k:int|Tensor, # a number, or several at once (n, 1)
+        )->Tensor: # probability that a right answer is among the first k (queries,); for several (n, queries)
         room = (k - self.ahead).clamp(min=0).minimum(self.tied)
         miss = torch.ones_like(room)
         for i in range(int(self.own.max())):
@@ -89,8 +97,9 @@ def ranks(
     scores:Tensor, # similarity, higher is better (clips, captions)
     clip_of_caption:Tensor, # row each caption belongs to (captions,)
     )->tuple[Tensor, Tensor]: # t2a ranks (captions,), a2t ranks (clips,)
-    """0-based rank of the right clip for every caption, and of the best of its captions for every clip. Ties count by their expected
-    position, so ranks may be fractions. [ancestor: Mei et al. 2022, evaluation; the treatment of ties is ours]"""
+    """0-based rank of the right clip for every caption, and of the best of its captions for every clip.
+    Ties count by their expected position, so ranks may be fractions.
+    [ancestor: Mei et al. 2022, evaluation; the treatment of ties is ours]"""
     t2a, a2t = places(scores, clip_of_caption)
     return t2a.rank().float(), a2t.rank().float()
 
@@ -128,7 +137,7 @@ def ap_single(
     return (upto(place.ahead + place.tied) - upto(place.ahead)) / place.tied
 
 # %% ../../nbs/evaluation/40_metrics.ipynb #5214b0c1
-def _own_scores(scores:Tensor, owner:Tensor)->Tensor: # each clip's own captions' scores (clips, most captions of a clip), NaN behind
+def _own_scores(scores:Tensor, owner:Tensor)->Tensor: # of each clip's captions (clips, most of one clip), NaN behind
     counts, order = owner.bincount(minlength=len(scores)), owner.argsort(stable=True)
     row = owner[order]
     column = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
@@ -145,10 +154,11 @@ def _top(part:Tensor, k:int, stacks:int=64)->Tensor: # the k highest values of e
     return torch.cat([pool, rest], 1).topk(k).values
 
 # %% ../../nbs/evaluation/40_metrics.ipynb #f0a9f1ea
-def _expected_ap(scores:Tensor, own:Tensor, k:int)->Tensor: # average precision (clips,) of rows whose right answers score `own`
+def _expected_ap(scores:Tensor, own:Tensor, k:int)->Tensor: # average precision (clips,); the right answers score `own`
     top = _top(scores, k)
     count = lambda compare, among: compare(among[:, None, :], top[:, :, None]).sum(2)
-    ahead, tied, right, own_tied = count(torch.gt, top), count(torch.eq, top), count(torch.gt, own), count(torch.eq, own)
+    ahead, tied, right, own_tied = (count(torch.gt, top), count(torch.eq, top),
+                                    count(torch.gt, own), count(torch.eq, own))
     cut = (own == top[:, -1:]).any(1).nonzero().flatten() # rows whose last group matters and may go on beyond place k
     whole = (scores[cut] == top[cut, -1:]).sum(1, keepdim=True)
     tied[cut] = torch.where(top[cut] == top[cut, -1:], whole, tied[cut])
@@ -172,16 +182,18 @@ def _summary(place:Place, ap:Tensor)->dict:
     rank = place.rank()
     ks = torch.tensor([1, 5, 10, 50], device=rank.device)
     recall = (100 * place.hit(ks[:, None]).mean(1)).tolist()
-    return {f'r{k}': r for k, r in zip(ks.tolist(), recall)} | dict(medr=rank.quantile(.5).floor().item() + 1, meanr=rank.mean().item() + 1, map10=100 * ap.mean().item())
+    return {f'r{k}': r for k, r in zip(ks.tolist(), recall)} | dict(
+        medr=rank.quantile(.5).floor().item() + 1, meanr=rank.mean().item() + 1, map10=100 * ap.mean().item())
 
 # %% ../../nbs/evaluation/40_metrics.ipynb #aef4839c
 def retrieval_metrics(
     scores:Tensor, # similarity, higher is better (clips, captions)
     clip_of_caption:Tensor, # row each caption belongs to (captions,)
     )->dict: # t2a_r1 t2a_r5 t2a_r10 t2a_r50 t2a_medr t2a_meanr t2a_map10, and the same with a2t_
-    """Everything a retrieval table prints. Recall and mAP in percent; medr and meanr count from one. Ties are worth their
-    expectation, so a constant matrix scores as chance. [ancestor: Mei et al. 2022, evaluation]"""
+    """Everything a retrieval table prints. Recall and mAP in percent; medr and meanr count from one.
+    Ties are worth their expectation, so a constant matrix scores as chance. [ancestor: Mei et al. 2022, evaluation]"""
     scores, owner = _checked(scores, clip_of_caption)
     t2a, a2t = _places(scores, owner)
-    parts = dict(t2a=_summary(t2a, ap_single(t2a)), a2t=_summary(a2t, _expected_ap(scores, _own_scores(scores, owner), 10)))
+    parts = dict(t2a=_summary(t2a, ap_single(t2a)),
+                 a2t=_summary(a2t, _expected_ap(scores, _own_scores(scores, owner), 10)))
     return {f'{direction}_{name}': value for direction, part in parts.items() for name, value in part.items()}

@@ -37,7 +37,9 @@ def _encode(encode, inputs, batch_size:int, device, what:str)->Encoded:
     for rows in tqdm(batches, desc=f'encoding {what}', leave=False, delay=2, disable=None):
         x, mask = inputs.gather(rows)
         e = encode(x.to(device), None if mask is None else mask.to(device))
-        if len(e) != len(rows): raise ValueError(f"the model encoded a batch of {len(rows)} {what} as {len(e)} rows; it must return one row for each")
+        if len(e) != len(rows):
+            raise ValueError(f"the model encoded a batch of {len(rows)} {what} as {len(e)} rows; "
+                             "it must return one row for each")
         parts.append(e.masked().detach().to('cpu'))
     if torch.device(device).type == 'cuda': torch.cuda.synchronize(device) # copies to the CPU may still be under way
     return Encoded.cat(parts)
@@ -64,7 +66,8 @@ def bytes_per_pair(
     )->int: # bytes
     "Memory that comparing one clip with one caption may take, from the shapes alone (float32)."
     length = lambda x: 0 if x is None else x.shape[1]
-    lengths = [(length(audio.tokens), length(text.tokens))] + [(length(a), length(t)) for a, t in zip(audio.levels, text.levels)]
+    lengths = ([(length(audio.tokens), length(text.tokens))]
+               + [(length(a), length(t)) for a, t in zip(audio.levels, text.levels)])
     floats = 16 + sum(t*n + t + n for t, n in lengths)
     if audio.tokens is not None or text.tokens is not None: floats += audio.pooled.shape[1]
     return 4 * ALIVE * floats
@@ -83,13 +86,15 @@ def block_shape(
     "How many clips and captions to compare at a time so that the estimate stays within `budget`."
     cost = bytes_per_pair(audio, text)
     n_pairs = budget // cost
-    if n_pairs < 1: raise ValueError(f"a budget of {budget} bytes is too small: one clip with one caption may take {cost}; the default on a CPU is {BUDGET['cpu']}")
+    if n_pairs < 1:
+        raise ValueError(f"a budget of {budget} bytes is too small: one clip with one caption may take {cost}; "
+                         f"the default on a CPU is {BUDGET['cpu']}")
     balanced = int((n_pairs * _floats(text) / _floats(audio)) ** .5)
     rows = min(len(audio), n_pairs, max(1, balanced, n_pairs // len(text)))
     return rows, min(len(text), n_pairs // rows)
 
 # %% ../../nbs/evaluation/41_scoring.ipynb #2f963015
-def _shortest_first(e:Encoded)->tuple[Encoded, Tensor]: # the rows by their number of valid tokens; where each comes from
+def _shortest_first(e:Encoded)->tuple[Encoded, Tensor]: # rows by their number of valid tokens; where each comes from
     if e.mask is None or e.tokens is None: return e, torch.arange(len(e))
     order = e.mask.sum(1).argsort(stable=True)
     return e[order], order.cpu()
@@ -102,7 +107,8 @@ def _blocks(model, audio:Encoded, text:Encoded, rows:int, cols:int)->Iterator[tu
         a, t = audio[i:i+rows].trimmed().to(device), text[j:j+cols].trimmed().to(device)
         block = model.similarity(a, t)
         if block.shape != (len(a), len(t)):
-            raise ValueError(f"{type(model).__name__}.similarity returned {tuple(block.shape)} for {len(a)} clips and {len(t)} captions; it must return (clips, captions)")
+            raise ValueError(f"{type(model).__name__}.similarity returned {tuple(block.shape)} for {len(a)} clips "
+                             f"and {len(t)} captions; it must return (clips, captions)")
         yield slice(i, i+rows), slice(j, j+cols), block
 
 def score_all(
@@ -117,9 +123,12 @@ def score_all(
     (clips, clip), (captions, caption) = _shortest_first(audio), _shortest_first(text)
     scores = torch.empty(len(audio), len(text))
     with evaluating(model):
-        for i, j, block in _blocks(model, clips, captions, *shape): scores[clip[i, None], caption[j]] = block.float().cpu()
+        for i, j, block in _blocks(model, clips, captions, *shape):
+            scores[clip[i, None], caption[j]] = block.float().cpu()
         reranked = model.rerank(scores.to(device), audio.to(device), text.to(device))
-    if reranked.shape != scores.shape: raise ValueError(f"{type(model).__name__}.rerank returned {tuple(reranked.shape)}; it must keep the shape {tuple(scores.shape)}")
+    if reranked.shape != scores.shape:
+        raise ValueError(f"{type(model).__name__}.rerank returned {tuple(reranked.shape)}; "
+                         f"it must keep the shape {tuple(scores.shape)}")
     return reranked.float().cpu()
 
 # %% ../../nbs/evaluation/41_scoring.ipynb #c4f0a921

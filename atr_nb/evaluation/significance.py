@@ -35,17 +35,23 @@ def _draws(
 def _outcomes(a, b)->Tensor: # a - b (seeds, queries)
     "The differences, checked."
     a, b = (torch.as_tensor(np.asarray(x)).double() for x in (a, b))
-    if a.shape != b.shape: raise ValueError(f"a has outcomes of shape {tuple(a.shape)}, b {tuple(b.shape)}; a paired comparison needs the same queries (and as many seeds) for both")
-    if a.dim() not in (1, 2) or not a.numel(): raise ValueError(f"outcomes must be (queries,) or (seeds, queries), not {tuple(a.shape)}")
+    if a.shape != b.shape:
+        raise ValueError(f"a has outcomes of shape {tuple(a.shape)}, b {tuple(b.shape)}; "
+                         "a paired comparison needs the same queries (and as many seeds) for both")
+    if a.dim() not in (1, 2) or not a.numel():
+        raise ValueError(f"outcomes must be (queries,) or (seeds, queries), not {tuple(a.shape)}")
     for name, x in (('a', a), ('b', b)):
-        if x.isnan().any(): raise ValueError(f"{name} has NaN among its outcomes, first at {x.isnan().nonzero()[0].tolist()}")
+        if x.isnan().any():
+            raise ValueError(f"{name} has NaN among its outcomes, first at {x.isnan().nonzero()[0].tolist()}")
     return torch.atleast_2d(a - b)
 
 def _group_index(groups, n_queries:int)->Tensor: # 0 to G-1 (queries,)
     "Number the groups; without any, each query is its own."
     if groups is None: return torch.arange(n_queries)
     groups = np.asarray(groups)
-    if groups.shape != (n_queries,): raise ValueError(f"groups has shape {groups.shape}, but there are {n_queries} queries; each needs the label of its group")
+    if groups.shape != (n_queries,):
+        raise ValueError(f"groups has shape {groups.shape}, but there are {n_queries} queries; "
+                         "each needs the label of its group")
     return torch.from_numpy(np.unique(groups, return_inverse=True)[1].reshape(-1))
 
 # %% ../../nbs/evaluation/42_significance.ipynb #56daaab2
@@ -56,11 +62,13 @@ def paired_bootstrap(
     n:int=2000, # draws
     seed:int=0, # of the draws
     )->Effect: # effect, ci_low, ci_high
-    "By how much `a` is better on average, with a 95 % percentile interval over groups of queries, and over seeds if there are several."
+    """By how much `a` is better on average, with a 95 % percentile interval over groups of queries,
+    and over seeds if there are several."""
     d = _outcomes(a, b)
     index, n_seeds = _group_index(groups, d.shape[1]), len(d)
     n_groups = int(index.max()) + 1
-    if n_groups < 2: raise ValueError("all queries belong to one group; nothing can be drawn anew, so no interval can be given")
+    if n_groups < 2:
+        raise ValueError("all queries belong to one group; nothing can be drawn anew, so no interval can be given")
     sums = torch.zeros(n_seeds, n_groups, dtype=torch.double).index_add(1, index, d) # D of each seed
     sizes = index.bincount(minlength=n_groups).double()
     generator, drawn, step = torch.Generator().manual_seed(seed), [], max(1, 2**21 // n_groups)

@@ -16,7 +16,8 @@ __all__ = ['names', 'create']
 # %% ../../nbs/methods/59_init.ipynb #a4388f8e
 def names()->list[str]:
     "The methods that `create` knows, in alphabetical order."
-    return sorted(m.name for m in pkgutil.iter_modules([str(Path(atr_nb.__file__).parent/'methods')]) if not m.name.startswith('_'))
+    return sorted(m.name for m in pkgutil.iter_modules([str(Path(atr_nb.__file__).parent/'methods')])
+                  if not m.name.startswith('_'))
 
 # %% ../../nbs/methods/59_init.ipynb #1f8c80d7
 def _unknown(what, name, known):

@@ -27,7 +27,8 @@ def cosine(
 # %% ../../nbs/methods/60_baseline.ipynb #d4357c79
 class Baseline(TwoTower):
     "Two encoders, two heads, a cosine, a loss. [ancestor: Mei et al. 2022]"
-    choices = dict(learning_rate=(1, .5, 2), temperature=(.07, .03, .15), aggregation=(None, 'mean', 'max', 'gpo'), context=(0, 1))
+    choices = dict(learning_rate=(1, .5, 2), temperature=(.07, .03, .15),
+                   aggregation=(None, 'mean', 'max', 'gpo'), context=(0, 1))
 
     def __init__(self,
         audio:Encoder, # of sound, or `Precomputed` for cached features
@@ -39,20 +40,23 @@ class Baseline(TwoTower):
         interaction:str='clip', # 'clip': pooled vectors, as in the paper; 'token': the control above
         context:int=0, # Transformer layers over the tokens in each tower; 0 as in the paper
         stride:int=1, # neighbouring frames averaged into one in front of these
-        aggregation:str|None=None, # one of `alignment.pooling.POOLINGS`, behind the heads; None: the encoders' own in front of them, as in the paper
+        aggregation:str|None=None, # of `POOLINGS`, behind the heads; None: the encoders' own in front, as in the paper
         ):
-        if interaction not in ('clip', 'token'): raise ValueError(f"interaction={interaction!r} is unknown; use 'clip' or 'token'")
+        if interaction not in ('clip', 'token'):
+            raise ValueError(f"interaction={interaction!r} is unknown; use 'clip' or 'token'")
         def tower(encoder:Encoder, stride:int)->Tower:
             pool = pooling(aggregation, width) if aggregation else None
             return Tower(encoder, width, context=context, tokens=interaction == 'token', pool=pool, stride=stride)
         super().__init__(tower(audio, stride), tower(text, 1))
         self.interaction = interaction
-        self.objective = partial(LOSSES[loss], **({'temperature': temperature} if loss == 'nt_xent' else {'margin': margin}))
+        self.objective = partial(
+            LOSSES[loss], **({'temperature': temperature} if loss == 'nt_xent' else {'margin': margin}))
 
-    def scaled(self, e:Encoded)->Encoded: return e # as long as they are, as in the public code; the cosine divides by it
+    def scaled(self, e:Encoded)->Encoded: return e # as long as it is, as in the public code; the cosine divides by it
 
     def similarity(self, audio:Encoded, text:Encoded)->Tensor: # (clips, captions)
-        return late_interaction(unit(audio), unit(text)) if self.interaction == 'token' else cosine(audio.pooled, text.pooled)
+        return (late_interaction(unit(audio), unit(text)) if self.interaction == 'token'
+                else cosine(audio.pooled, text.pooled))
 
     def loss(self, audio:Encoded, text:Encoded, clip_ids:Tensor)->dict:
         return {'loss': self.objective(self.similarity(audio, text), clip_ids=clip_ids)}

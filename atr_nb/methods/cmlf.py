@@ -18,7 +18,8 @@ __all__ = ['Method', 'SHARES', 'CMLF', 'encoder_of', 'thirds', 'cmlf_recipe']
 # %% ../../nbs/methods/61_cmlf.ipynb #c544d678
 class CMLF(Baseline):
     "The baseline's model with the summed loss. What makes it 3CMLF is the recipe. [paper, Eq. 1 and 4]"
-    choices = dict(which=('both', 'audio', 'text'), guard=(.95, None), shares=((1, 1, 3), (1, 1, 1), (1, 1, 6)), learning_rate=(1, .5, 2))
+    choices = dict(which=('both', 'audio', 'text'), guard=(.95, None),
+                   shares=((1, 1, 3), (1, 1, 1), (1, 1, 6)), learning_rate=(1, .5, 2))
 
     def __init__(self,
         audio:Encoder, # of sound, or `Precomputed` for cached features
@@ -40,11 +41,15 @@ def encoder_of(
     model:RetrievalModel, # with parts `audio` and `text`
     side:str, # 'audio' or 'text'
     )->tuple[str,...]: # patterns on parameter names
-    "The patterns that name a side's encoder: all but its head and pooling, or the head's hidden layer if there is nothing else. [inferred]"
+    """The patterns that name a side's encoder: all but its head and pooling,
+    or the head's hidden layer if there is nothing else. [inferred]"""
     names = [n.removeprefix(f'{side}.') for n, _ in model.named_parameters() if n.startswith(f'{side}.')]
-    if not names: raise ValueError(f"{type(model).__name__} has no parameters under {side!r}, so a stage cannot rest that side; 3CMLF needs a model with the parts audio and text")
+    if not names:
+        raise ValueError(f"{type(model).__name__} has no parameters under {side!r}, so a stage cannot rest that side; "
+                         "3CMLF needs a model with the parts audio and text")
     below = sorted({n.split('.')[0] for n in names} - {'head', 'pool'})
-    return tuple(f'{side}.{p}.*' if any(n.startswith(f'{p}.') for n in names) else f'{side}.{p}' for p in below) or (f'{side}.head.0.*',)
+    return tuple(f'{side}.{p}.*' if any(n.startswith(f'{p}.') for n in names) else f'{side}.{p}'
+                 for p in below) or (f'{side}.head.0.*',)
 
 # %% ../../nbs/methods/61_cmlf.ipynb #5e816c77
 SHARES = 1, 1, 3 # of the stages in the epochs [inferred]
@@ -54,20 +59,23 @@ def thirds(
     shares:tuple=SHARES,
     )->tuple[int,int,int]: # epochs of each stage; the last one takes what rounding leaves
     "Share out the epochs to the three stages, at least one each."
-    if len(shares) != 3 or min(shares) <= 0: raise ValueError(f"thirds: shares={shares}, but there are three stages, and each needs a share above 0")
+    if len(shares) != 3 or min(shares) <= 0:
+        raise ValueError(f"thirds: shares={shares}, but there are three stages, and each needs a share above 0")
     first, second = (max(1, round(epochs * share / sum(shares))) for share in shares[:2])
     return first, second, max(1, epochs - first - second)
 
 def cmlf_recipe(
     model:RetrievalModel, # any method with parts `audio` and `text`
-    recipe:Recipe=Recipe(Stage(50)), # of one stage: how the model would be trained without a curriculum, for as many epochs in all
+    recipe:Recipe=Recipe(Stage(50)), # of one stage: how it would be trained without a curriculum; as many epochs in all
     mining:bool=True, # easy, random, hard; else random throughout
     shares:tuple=SHARES, # of the stages in the epochs
     )->Recipe:
     "The same recipe in three stages: audio side, text side, everything. [paper; epochs, heads and restarts inferred]"
-    if len(recipe.stages) > 1: raise ValueError(f"cmlf_recipe: a recipe of {len(recipe.stages)} stages; give one of a single stage")
+    if len(recipe.stages) > 1:
+        raise ValueError(f"cmlf_recipe: a recipe of {len(recipe.stages)} stages; give one of a single stage")
     rest = lambda side: ('*', *(f'!{p}' for p in encoder_of(model, side)))
-    plan = zip(thirds(recipe.stages[0].epochs, shares), (rest('text'), rest('audio'), ('*',)), ('easy', 'random', 'hard'), ('audio', 'text', 'both'))
+    plan = zip(thirds(recipe.stages[0].epochs, shares), (rest('text'), rest('audio'), ('*',)),
+               ('easy', 'random', 'hard'), ('audio', 'text', 'both'))
     stages = [replace(recipe.stages[0].over(n), train=train, batches=batches if mining else 'random', name=name)
               for n, train, batches, name in plan]
     return replace(recipe, stages=tuple(stages))

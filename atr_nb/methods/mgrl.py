@@ -39,7 +39,7 @@ class MGRL(TwoTower):
         drop:float=0.2, # size augmentation: probability of hiding a token from the pooling in training
         context:int=0, # Transformer layers over the frames; words come out of one
         stride:int=1, # neighbouring frames averaged into one
-        own_heads:bool=True, # a square matrix for each grain in its product, as X-CLIP; else all share the towers' heads
+        own_heads:bool=True, # a square matrix per grain in its product, as X-CLIP; else all share the towers' heads
         ):
         grains = named('MGRL', 'grain', grains, GRAINS)
         losses = named('MGRL', 'loss', grains if losses is None else losses, (*grains, 'score'))
@@ -56,7 +56,7 @@ Method = MGRL # what `create('mgrl', ...)` builds
 
 # %% ../../nbs/methods/62_mgrl.ipynb #b8d959f4
 @patch
-def turned(self:MGRL, text:Encoded)->Encoded: # with a level for each head: sentences (C, 1, width) or words (C, N, width)
+def turned(self:MGRL, text:Encoded)->Encoded: # with a level per head: sentences (C, 1, width) or words (C, N, width)
     "Captions, and how each grain with a head of its own sees them."
     sentence, words = text.pooled[:, None], text.tokens
     with torch.autocast(sentence.device.type, enabled=False):

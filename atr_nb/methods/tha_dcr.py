@@ -25,7 +25,8 @@ def depths_of(
     blocks:int, # of a Transformer, at least two; of two, the last is middle and high
     )->tuple[int, ...]: # counted from 0
     "Which blocks are low, middle and high. ValueError for too few."
-    if blocks < 2: raise ValueError(f'{blocks} block outputs, but several depths are wanted; use an encoder with more blocks')
+    if blocks < 2:
+        raise ValueError(f'{blocks} block outputs, but several depths are wanted; use an encoder with more blocks')
     return tuple(max(1, round(blocks * share)) - 1 for share in (1/3, 5/6, 1))
 
 # %% ../../nbs/methods/64_tha_dcr.ipynb #1368a16e
@@ -45,7 +46,8 @@ class DepthTower(nn.Module):
         widths = given or len(DEPTHS) * (width,)
         blocks = dict(zip(DEPTHS, depths_of(len(widths))))
         self.blocks = [blocks[name if hierarchical else 'high'] for name in depths] # what each head reads
-        self.heads = nn.ModuleList(nn.Sequential(nn.LayerNorm(widths[k]), nn.Linear(widths[k], width)) for k in self.blocks)
+        self.heads = nn.ModuleList(nn.Sequential(nn.LayerNorm(widths[k]), nn.Linear(widths[k], width))
+                                   for k in self.blocks)
 
     def _outputs(self, e:Encoded)->tuple[list, Tensor]: # tokens of each block (B, T_l, d_l), mask of the last (B, T)
         if not self.context: return list(e.levels), mask_of(e.tokens, e.mask)
@@ -60,7 +62,7 @@ class DepthTower(nn.Module):
         *below, tokens = (head(outputs[k]) for head, k in zip(self.heads, self.blocks))
         return Encoded(self.encoder.pool(tokens, mask), tokens, mask, tuple(below))
 
-def _unit_levels(e:Encoded)->Encoded: # vectors of length one; padding is zero, in levels too, some of which have more tokens
+def _unit_levels(e:Encoded)->Encoded: # vectors of length one; padding is zero, also in levels that have more tokens
     scaled, dtype = unit(e), torch.promote_types(e.pooled.dtype, torch.float32)
     finer = [mask_of(e.tokens, e.mask).repeat_interleave(l.shape[1] // e.tokens.shape[1], 1) for l in e.levels]
     levels = tuple(fill_padding(F.normalize(l.to(dtype), dim=2), m) for l, m in zip(e.levels, finer))
@@ -74,7 +76,7 @@ def _refuse(ok:object, what:str)->None:
     if not ok: raise ValueError(f'THA: {what}')
 
 class THA(TwoTower):
-    "Hierarchical alignment, disentangled factors, confidence. [paper: abstract only; built from its probable ancestors]"
+    "Hierarchical alignment, disentangled factors, confidence. [paper: abstract only; built from probable ancestors]"
     choices = dict(align=('cross', 'tokens'), factors=(8, 4), confidence=('learned', 'bounded'),
                    guide_temperature=(.1, .03, .3), alpha=(.01, .1), beta=(1., .3), learning_rate=(1, .5, 2))
 
@@ -102,7 +104,8 @@ class THA(TwoTower):
         _refuse(factors >= 0 and (not factors or width % factors == 0 and width > factors),
                 f'factors={factors} do not share a width of {width}, with two numbers each or more')
         _refuse(stride == 1 or not audio.level_widths, f'stride={stride}, but {audio.name} has blocks of its own')
-        _refuse(text.level_widths, f'{text.name} says nothing of block outputs; give it as `SideBySide`, or what was stored of that as `StoredBlocks`')
+        _refuse(text.level_widths, f'{text.name} says nothing of block outputs; '
+                'give it as `SideBySide`, or what was stored of that as `StoredBlocks`')
         aligned = named('THA', 'level', levels, DEPTHS) if levels else ()
         self.depths = tuple(name for name in DEPTHS if name in aligned or name == 'high')
         super().__init__(DepthTower(audio, width, stride, self.depths, hierarchical),

@@ -27,7 +27,8 @@ def trusted(path:str|Path, read=check): # what `read` returns
 # %% ../../nbs/training/52_checkpoints.ipynb #41138178
 def _check_identity(path, found, wanted):
     if wanted is not None and found != wanted:
-        raise CheckpointError(f"{path} belongs to {found!r}, not to {wanted!r}. Use another folder, or delete this file to train anew.")
+        raise CheckpointError(f"{path} belongs to {found!r}, not to {wanted!r}. "
+                              "Use another folder, or delete this file to train anew.")
 
 def save_weights(path:str|Path, model:nn.Module, identity:str)->None:
     "Write a model's weights and buffers to a safetensors file."
@@ -41,17 +42,19 @@ def load_weights(
     model:nn.Module, # filled in place, on whatever device it is
     identity:str|None=None, # whose weights they must be; None takes anybody's
     )->nn.Module: # the same model
-    "Load weights. A file that is missing, damaged, another run's or another architecture's raises an error that says which."
+    "Load weights. A file that is missing, damaged, of another run or another architecture: an error that says which."
     if not Path(path).exists(): raise FileNotFoundError(f"{path}: there are no weights here")
     trusted(path)
     with safe_open(str(path), 'pt') as f:
         found = f.metadata().get('identity')
     _check_identity(path, found, identity)
     try: missing, unexpected = load_model(model, str(path), strict=False)
-    except RuntimeError as e: raise CheckpointError(f"{path} does not fit {type(model).__name__}: {str(e).splitlines()[1].strip()}") from e
+    except RuntimeError as e:
+        raise CheckpointError(f"{path} does not fit {type(model).__name__}: {str(e).splitlines()[1].strip()}") from e
     if missing or unexpected:
         few = lambda names: ', '.join(sorted(names)[:3]) + (', ...' if len(names) > 3 else '') if names else 'nothing'
-        raise CheckpointError(f"{path} does not fit {type(model).__name__}: the file lacks {few(missing)} and has {few(unexpected)} too many")
+        raise CheckpointError(f"{path} does not fit {type(model).__name__}: "
+                              f"the file lacks {few(missing)} and has {few(unexpected)} too many")
     return model
 
 # %% ../../nbs/training/52_checkpoints.ipynb #a3d7ad16
@@ -73,12 +76,13 @@ def save_checkpoint(path:str|Path, identity:str, **state)->None: # tensors, numb
             torch.save(state, f)
         seal(part)
 
-def load_checkpoint(path:str|Path, identity:str)->dict|None: # what was saved, on the CPU; None if there is no checkpoint
+def load_checkpoint(path:str|Path, identity:str)->dict|None: # what was saved, on the CPU; None without a checkpoint
     "Read the state of a run. A damaged checkpoint, or one of another run, raises a CheckpointError."
     if not Path(path).exists(): return None
     trusted(path)
     try: state = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e: # torch has a dozen ways to say it
-        raise CheckpointError(f"{path} holds something else than the state of a run ({type(e).__name__}). Delete it to train anew.") from e
+        raise CheckpointError(f"{path} holds something else than the state of a run ({type(e).__name__}). "
+                              "Delete it to train anew.") from e
     _check_identity(path, state.get('identity'), identity)
     return state

@@ -51,8 +51,9 @@ def _require(ok:bool, model:RetrievalModel, what:str)->None:
 def _encoded(model:RetrievalModel, b)->tuple: # what the model makes of a batch's clips and of its captions
     return model.encode_audio(b.audio, b.audio_mask), model.encode_text(b.text, b.text_mask)
 
-def knows_nothing(model:RetrievalModel, pairs:Pairs, chance:Callable[[int], float|dict]=math.log)->float: # loss over chance
-    "The part of the loss that is farthest from chance before training, as a ratio. AssertionError beyond a factor of two."
+def knows_nothing(model:RetrievalModel, pairs:Pairs, chance:Callable[[int], float|dict]=math.log
+                  )->float: # loss over chance
+    "The part of the loss farthest from chance before training, as a ratio. AssertionError beyond a factor of two."
     b = pairs.batch(torch.arange(len(pairs)))
     with torch.no_grad(): losses = model.loss(*_encoded(model, b), b.clip_ids)
     worth = chance(len(b))
@@ -68,7 +69,7 @@ def _longer(x:Tensor, mask:Tensor, n:int)->tuple[Tensor, Tensor]: # n more token
     return F.pad(x, (0, 0, 0, n), value=1e3), F.pad(mask, (0, n))
 
 def ignores_order_and_padding(model:RetrievalModel, pairs:Pairs)->float: # largest difference between scores
-    "Shuffle clips and captions, pad both, score in small blocks. AssertionError where a score changes by more than 1e-5."
+    "Shuffle clips and captions, pad both, score in small blocks. AssertionError if a score changes by more than 1e-5."
     b, clips, captions = pairs.batch(torch.arange(len(pairs))), *(torch.randperm(len(pairs)) for _ in range(2))
     with evaluating(model):
         audio, text = _encoded(model, b)
@@ -79,8 +80,8 @@ def ignores_order_and_padding(model:RetrievalModel, pairs:Pairs)->float: # large
                                   model.encode_text(*_longer(b.text, b.text_mask, 3)))
     whole, blocks = (score_all(model, audio, text, budget) for budget in (2**30, 2**18))
     worst = 0.
-    for what, a, c in (('another order of the batch', shuffled, scores[clips][:, captions]), ('padding', padded, scores),
-                       ('scoring in small blocks', blocks, whole)):
+    for what, a, c in (('another order of the batch', shuffled, scores[clips][:, captions]),
+                       ('padding', padded, scores), ('scoring in small blocks', blocks, whole)):
         difference = (a - c).abs().max().item()
         _require(difference < 1e-5, model, f'{what} changes scores by {difference:.2g}')
         worst = max(worst, difference)
@@ -110,8 +111,8 @@ def learns_by_heart(model:RetrievalModel, pairs:Pairs, recipe:Recipe=RECIPE)->li
     with TemporaryDirectory() as folder:
         history = fit(model, pairs, pairs, recipe, folder, 0, 'by heart', device='cpu', progress=False)['history']
     best = max(line['valid']['t2a_r1'] for line in history)
-    _require(best > 95, model, f'after {len(history)} epochs it has learned {best:.0f} % of {len(pairs)} pairs by heart; '
-             'does every part get its gradient?')
+    _require(best > 95, model, f'after {len(history)} epochs it has learned {best:.0f} % of {len(pairs)} pairs '
+             'by heart; does every part get its gradient?')
     return history
 
 # %% ../../nbs/training/55_checks.ipynb #10cad48d
@@ -128,7 +129,7 @@ def survives_saving(model:RetrievalModel, fresh:RetrievalModel, pairs:Pairs)->fl
 # %% ../../nbs/training/55_checks.ipynb #e9505f2d
 def check_method(
     make:Callable[..., RetrievalModel], # make(audio encoder, text encoder)
-    chance:Callable[[int], float|dict]=math.log, # what each part of the loss (or each under its name) is worth for a batch of B when all scores are alike
+    chance:Callable[[int], float|dict]=math.log, # of B pairs: the loss (or each part, by name) if all scores are alike
     recipe:Recipe=RECIPE, # to learn by heart
     pairs:Pairs|None=None, # made-up clips and captions; None: `noise_pairs`
     )->dict: # 'loss / chance', 'differences', 'gradients', 'learned (R@1)', 'curve'

@@ -23,13 +23,16 @@ def ancillary(
     clip_of_caption:Tensor, # the clip of each caption (captions,)
     which:str='both', # 'audio', 'text' or 'both'
     )->Tensor: # unit vectors, one per training sample (captions, d)
-    "What the batches are mined from. ValueError for vectors that are not finite or have no direction. [paper; which of the two: inferred]"
-    if which not in ('audio', 'text', 'both'): raise ValueError(f"ancillary: which={which!r} is unknown; use 'audio', 'text' or 'both'")
+    """What the batches are mined from. ValueError for vectors that are not finite or have no direction.
+    [paper; which of the two: inferred]"""
+    if which not in ('audio', 'text', 'both'):
+        raise ValueError(f"ancillary: which={which!r} is unknown; use 'audio', 'text' or 'both'")
     parts = {'audio': audio[clip_of_caption], 'text': text}
     vectors = sum(F.normalize(parts[w].float(), dim=1) for w in parts if which in (w, 'both'))
     good = vectors.isfinite().all(1) & (vectors.norm(dim=1) > 1e-6)
-    if not good.all(): raise ValueError(f"ancillary: the vector of sample {int((~good).int().argmax())} is zero or not a number ({int((~good).sum())} such); "
-                                        "the model it comes from did not train properly, train it again")
+    if not good.all():
+        raise ValueError(f"ancillary: the vector of sample {int((~good).int().argmax())} is zero or not a number "
+                         f"({int((~good).sum())} such); the model it comes from did not train properly, train it again")
     return F.normalize(vectors, dim=1)
 
 # %% ../../nbs/training/54_curriculum.ipynb #2789f790
@@ -75,7 +78,8 @@ def mine(
     guard:float|None=0.95, # no two samples of a batch with a higher cosine; None: no such rule
     clip_of_caption:Tensor|None=None, # the clip of each sample (n,): no two of the same in a batch
     )->list[Tensor]: # samples of each batch, int64 (batch_size,)
-    "Cut the training set into easy or hard batches: no sample twice, none lost but the rest that fills no batch. [paper, Eq. 2 and 3]"
+    """Cut the training set into easy or hard batches: no sample twice, none lost but the rest that fills no batch.
+    [paper, Eq. 2 and 3]"""
     x, n = vectors.numpy(), len(vectors)
     clips = None if clip_of_caption is None else np.asarray(clip_of_caption)
     rng = np.random.default_rng([seed, epoch, how == 'hard'])
@@ -98,7 +102,8 @@ def batches_figure(
     fig, axes = plt.subplots(1, len(cosines), figsize=(max(7, 4.5*len(cosines)), 2.5), squeeze=False)
     for ax, (title, of_kind) in zip(axes[0], cosines.items()):
         for kind, values in of_kind.items():
-            ax.hist(values.flatten(), np.linspace(-.7, 1, 80), histtype='step', density=True, label=kind, color=colours.get(kind, 'C1'))
+            ax.hist(values.flatten(), np.linspace(-.7, 1, 80), histtype='step', density=True,
+                    label=kind, color=colours.get(kind, 'C1'))
         ax.set(title=title, xlabel='cosine of two samples in a batch', yticks=[])
     axes[0][0].legend(frameon=False, fontsize=8)
     plt.close(fig)
@@ -109,7 +114,8 @@ def share_with_twin(
     labels:list[Hashable], # what each sample is (n,), such as the set of its sounds
     batches:list[Tensor], # samples of each batch (B,)
     )->float: # in percent
-    "How many of the samples meet another one with the same label in their batch: right answers that the loss takes for wrong ones."
+    """How many of the samples meet another one with the same label in their batch:
+    right answers that the loss takes for wrong ones."""
     met = [Counter(labels[i] for i in batch.tolist()) for batch in batches]
     return 100 * sum(n for counts in met for n in counts.values() if n > 1) / sum(map(len, batches))
 
@@ -131,16 +137,22 @@ class Ancillary:
         source:str='', # the run of that model
         )->Ancillary:
         "The ancillary vectors of these pairs."
-        return cls(ancillary(audio, text, pairs.clip_of_caption, which), pairs.clip_of_caption, pairs.clips.manifest_hash, f'{source}, {which}')
+        return cls(ancillary(audio, text, pairs.clip_of_caption, which), pairs.clip_of_caption,
+                   pairs.clips.manifest_hash, f'{source}, {which}')
 
     def check(self, pairs:Pairs)->None:
         "ValueError unless the vectors were made from exactly these pairs."
-        if self.manifest_hash != pairs.clips.manifest_hash: raise ValueError(
-            f"ancillary vectors of split {self.manifest_hash[:12]}, but {pairs.clips.name}/{pairs.clips.split} is {pairs.clips.manifest_hash[:12]}: "
-            "they belong to another dataset or another version of it; make them from a model of this one")
-        if len(self.vectors) != len(pairs): raise ValueError(f"{len(self.vectors)} ancillary vectors for {len(pairs)} training samples")
-        if not self.vectors.isfinite().all(): raise ValueError(f"ancillary vectors{' of ' + self.source if self.source else ''}: "
-            f"sample {int((~self.vectors.isfinite().all(1)).int().argmax())} is not a number; train the model they come from again")
+        if self.manifest_hash != pairs.clips.manifest_hash:
+            raise ValueError(f"ancillary vectors of split {self.manifest_hash[:12]}, "
+                             f"but {pairs.clips.name}/{pairs.clips.split} is {pairs.clips.manifest_hash[:12]}: "
+                             "they belong to another dataset or another version of it; "
+                             "make them from a model of this one")
+        if len(self.vectors) != len(pairs):
+            raise ValueError(f"{len(self.vectors)} ancillary vectors for {len(pairs)} training samples")
+        if not self.vectors.isfinite().all():
+            raise ValueError(f"ancillary vectors{' of ' + self.source if self.source else ''}: "
+                             f"sample {int((~self.vectors.isfinite().all(1)).int().argmax())} is not a number; "
+                             "train the model they come from again")
 
 # %% ../../nbs/training/54_curriculum.ipynb #6e01d22b
 class MinedBatches:
@@ -154,11 +166,20 @@ class MinedBatches:
         guard:float|None=0.95, # no two samples of a batch with a higher cosine; None: no such rule
         clip_of_caption:Tensor|None=None, # the clip of each sample (n,): no two of the same in a batch
         ):
-        if how not in ('easy', 'hard'): raise ValueError(f"MinedBatches: how={how!r} is unknown; use 'easy' or 'hard', and RandomBatches for random ones")
-        if batch_size < 2: raise ValueError(f"MinedBatches: batch_size={batch_size}; a batch of one has nothing to be compared with")
-        if len(vectors) < batch_size: raise ValueError(f"MinedBatches: {len(vectors)} samples do not fill one batch of batch_size={batch_size}; use a smaller batch_size or more data")
-        if pool < batch_size: raise ValueError(f"MinedBatches: pool={pool} candidates cannot fill a batch of {batch_size}; use a larger pool")
-        if not vectors.isfinite().all(): raise ValueError(f"MinedBatches: the vector of sample {int((~vectors.isfinite().all(1)).int().argmax())} is not a number")
+        if how not in ('easy', 'hard'):
+            raise ValueError(f"MinedBatches: how={how!r} is unknown; "
+                             "use 'easy' or 'hard', and RandomBatches for random ones")
+        if batch_size < 2:
+            raise ValueError(f"MinedBatches: batch_size={batch_size}; a batch of one has nothing to be compared with")
+        if len(vectors) < batch_size:
+            raise ValueError(f"MinedBatches: {len(vectors)} samples do not fill one batch of batch_size={batch_size}; "
+                             "use a smaller batch_size or more data")
+        if pool < batch_size:
+            raise ValueError(f"MinedBatches: pool={pool} candidates cannot fill a batch of {batch_size}; "
+                             "use a larger pool")
+        if not vectors.isfinite().all():
+            raise ValueError("MinedBatches: the vector of sample "
+                             f"{int((~vectors.isfinite().all(1)).int().argmax())} is not a number")
         self.vectors, self.batch_size, self.seed = vectors.detach().float().cpu().contiguous(), batch_size, seed
         self.options, self._mined = dict(how=how, pool=pool, guard=guard, clip_of_caption=clip_of_caption), {}
 
@@ -167,7 +188,8 @@ class MinedBatches:
     def batches(self,
         epoch:int, # 0, 1, ...
         )->list[Tensor]: # samples of each batch, int64 (batch_size,)
-        if epoch not in self._mined: self._mined[epoch] = mine(self.vectors, self.batch_size, seed=self.seed, epoch=epoch, **self.options)
+        if epoch not in self._mined:
+            self._mined[epoch] = mine(self.vectors, self.batch_size, seed=self.seed, epoch=epoch, **self.options)
         return self._mined[epoch] # several runs may share a sampler
 
 # %% ../../nbs/training/54_curriculum.ipynb #04b81191
@@ -181,4 +203,5 @@ def samplers(
     )->dict[str,MinedBatches]: # for `fit(samplers=...)`
     "The samplers 'easy' and 'hard'. ValueError where the vectors are not these pairs'."
     of.check(pairs)
-    return {how: MinedBatches(of.vectors, batch_size, how, seed, pool, guard, of.clip_of_caption) for how in ('easy', 'hard')}
+    return {how: MinedBatches(of.vectors, batch_size, how, seed, pool, guard, of.clip_of_caption)
+            for how in ('easy', 'hard')}

@@ -11,15 +11,19 @@ from torch import Tensor
 __all__ = ['LOSSES', 'nt_xent', 'triplet_sum', 'triplet_max', 'triplet_weighted', 'named', 'score_of', 'nt_xent_of']
 
 # %% ../../nbs/training/50_losses.ipynb #449cd319
-def _prepared(similarity:Tensor, clip_ids:Tensor|None)->tuple[Tensor, Tensor]: # similarity in float32 or 64, and True at negatives, both (B, B)
+def _prepared(similarity:Tensor, clip_ids:Tensor|None
+              )->tuple[Tensor, Tensor]: # similarity in float32 or 64, and True at negatives, both (B, B)
     "Check the batch and tell which pairs are negatives."
     if similarity.dim() != 2 or similarity.shape[0] != similarity.shape[1] or not similarity.numel():
-        raise ValueError(f"similarity must be square, the i-th clip belonging to the i-th caption, not {tuple(similarity.shape)}")
+        raise ValueError("similarity must be square, the i-th clip belonging to the i-th caption, "
+                         f"not {tuple(similarity.shape)}")
     if similarity.dtype in (torch.float16, torch.bfloat16): similarity = similarity.float()
     n, device = len(similarity), similarity.device
     if clip_ids is None: return similarity, ~torch.eye(n, dtype=torch.bool, device=device)
     ids = torch.as_tensor(clip_ids, device=device)
-    if ids.shape != (n,): raise ValueError(f"clip_ids has shape {tuple(ids.shape)}, but the batch has {n} pairs; each needs the id of its clip")
+    if ids.shape != (n,):
+        raise ValueError(f"clip_ids has shape {tuple(ids.shape)}, but the batch has {n} pairs; "
+                         "each needs the id of its clip")
     return similarity, ids[:, None] != ids[None]
 
 # %% ../../nbs/training/50_losses.ipynb #a2bb7562
@@ -36,7 +40,8 @@ def nt_xent(
     return (logits.logsumexp(1) + logits.logsumexp(0) - 2 * logits.diagonal()).mean() / 2
 
 # %% ../../nbs/training/50_losses.ipynb #2fb39652
-def _hinges(similarity:Tensor, margin:float, clip_ids:Tensor|None)->tuple[Tensor, Tensor]: # costs seen from clips and from captions, both (B, B)
+def _hinges(similarity:Tensor, margin:float, clip_ids:Tensor|None
+            )->tuple[Tensor, Tensor]: # costs seen from clips and from captions, both (B, B)
     "What each negative falls short of the margin; 0 for other pairs."
     s, negative = _prepared(similarity, clip_ids)
     right = s.diagonal()
@@ -67,7 +72,8 @@ def triplet_max(
 def _paid(right:Tensor, hardest:Tensor, margin:float)->Tensor: # cost of each anchor (B,)
     "What anchors pay for their right pair and their hardest negative."
     pays = (hardest + margin > right) & (right < 1 - 1e-5)
-    h = hardest.where(pays, torch.zeros_like(hardest)) # keeps the -inf of an anchor without negatives out of the gradient
+    # keeps the -inf of an anchor without negatives out of the gradient
+    h = hardest.where(pays, torch.zeros_like(hardest))
     cost = (.2 * right**2 - .7 * right + .5).clamp(min=0) + (.9 * h**2 - .4 * h + .03).clamp(min=0)
     return cost.where(pays, torch.zeros_like(cost))
 
@@ -77,7 +83,8 @@ def triplet_weighted(
     margin:float=0.2, # a negative closer than this to the right pair is a violation
     clip_ids:Tensor|None=None, # clip of each pair (B,), to leave out other captions of the same clip
     )->Tensor: # scalar
-    "Polynomial cost of right pair and hardest violating negative, both directions, per pair. [ancestor: Mei et al. 2022, `weight`]"
+    """Polynomial cost of right pair and hardest violating negative, both directions, per pair.
+    [ancestor: Mei et al. 2022, `weight`]"""
     s, negative = _prepared(similarity, clip_ids)
     wrong, right = s.masked_fill(~negative, float('-inf')), s.diagonal()
     return (_paid(right, wrong.amax(1), margin) + _paid(right, wrong.amax(0), margin)).sum() / len(s)
@@ -86,7 +93,8 @@ def triplet_weighted(
 class _Losses(dict):
     def __missing__(self, name): raise ValueError(f"there is no loss {name!r}; known are {', '.join(self)}")
 
-LOSSES = _Losses(sum=triplet_sum, max=triplet_max, weighted=triplet_weighted, nt_xent=nt_xent) # name -> loss(similarity, ..., clip_ids)
+# name -> loss(similarity, ..., clip_ids)
+LOSSES = _Losses(sum=triplet_sum, max=triplet_max, weighted=triplet_weighted, nt_xent=nt_xent)
 
 # %% ../../nbs/training/50_losses.ipynb #395b3f8a
 def named(

@@ -123,7 +123,8 @@ def selected(model:nn.Module, stage:Stage)->list[str]: # parameter names
     known = ', '.join(f'{p}.*' for p in parts(model)) or 'none, it has no parameters'
     for pattern in sorted(stage.train, key=lambda p: p.startswith('!')): # exclusions last, wherever they stand
         hits = {n for n in names if fnmatchcase(n, pattern.removeprefix('!'))}
-        if not hits: raise ValueError(f"{where}: the pattern {pattern!r} matches no parameter. The model's parts: {known}")
+        if not hits:
+            raise ValueError(f"{where}: the pattern {pattern!r} matches no parameter. The model's parts: {known}")
         chosen = chosen - hits if pattern.startswith('!') else chosen | hits
     if not chosen: raise ValueError(f"{where}: train={stage.train} leaves nothing to train. The model's parts: {known}")
     return [n for n in names if n in chosen]
@@ -145,4 +146,5 @@ def check_recipe(
     for stage in recipe.stages:
         selected(model, stage)
         if stage.batches not in samplers:
-            raise ValueError(f"Stage {stage.name!r}: batches={stage.batches!r}, but there is only: {', '.join(samplers)}")
+            raise ValueError(f"Stage {stage.name!r}: batches={stage.batches!r}, "
+                             f"but there is only: {', '.join(samplers)}")

@@ -42,7 +42,7 @@ def open_device(
     name:str='auto', # 'auto' (the first GPU if there is one), 'cpu', 'mps', 'cuda' (the first GPU) or 'cuda:N'
     precision:str='no', # 'no' (float32), 'bf16' or 'fp16'
     )->torch.device:
-    "The device of this name. One that is not there, or cannot do the precision, is a ValueError that says what there is."
+    "The device of this name. One that is not there or cannot do the precision: a ValueError that says what there is."
     there = devices()
     exact = {'auto': 'cuda:0' if 'cuda:0' in there else 'cpu', 'cuda': 'cuda:0'}.get(name, name)
     if exact not in there: raise ValueError(
@@ -75,8 +75,9 @@ def _look(losses, where, bar):
     "Inspect the losses since the last look; name the first batch whose loss is not a number."
     recent = torch.stack(losses[(len(losses) - 1) // LOOK * LOOK:])[:, 0].tolist()
     for i, loss in enumerate(recent, len(losses) - len(recent) + 1):
-        if not math.isfinite(loss): raise FloatingPointError(
-            f"{where}, batch {i}: the loss is {loss}. This epoch does not count, the state before it is kept. Try a lower learning rate, or precision='no'.")
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"{where}, batch {i}: the loss is {loss}. This epoch does not count, the state "
+                                     "before it is kept. Try a lower learning rate, or precision='no'.")
     bar.set_postfix_str(f'loss {recent[-1]:.3f}', refresh=False)
 
 # %% ../../nbs/training/53_trainer.ipynb #382f7fc5
@@ -114,11 +115,12 @@ def train_epoch(
     return dict(zip(names, torch.stack(losses).mean(0).tolist()))
 
 # %% ../../nbs/training/53_trainer.ipynb #898fcb44
-def validate(model:RetrievalModel, valid:Pairs, where:str='validation')->dict[str,float]: # retrieval metrics, in percent
+def validate(model:RetrievalModel, valid:Pairs, where:str='validation')->dict[str,float]: # retrieval metrics, percent
     "Metrics on the validation pairs; scores that are not finite raise FloatingPointError."
     scores = score_all(model, *encode_all(model, valid))
-    if not scores.isfinite().all(): raise FloatingPointError(
-        f"{where}: validation scores are not finite. This epoch does not count, the state before it is kept. Try a lower learning rate.")
+    if not scores.isfinite().all():
+        raise FloatingPointError(f"{where}: validation scores are not finite. This epoch does not count, "
+                                 "the state before it is kept. Try a lower learning rate.")
     return retrieval_metrics(scores, valid.clip_of_caption)
 
 # %% ../../nbs/training/53_trainer.ipynb #c4f226b5
@@ -133,7 +135,8 @@ def loss_on(
     with evaluating(model):
         for rows in batches:
             b = pairs.batch(rows).to(device)
-            found.append(model.loss(model.encode_audio(b.audio, b.audio_mask), model.encode_text(b.text, b.text_mask), b.clip_ids))
+            found.append(model.loss(model.encode_audio(b.audio, b.audio_mask),
+                                    model.encode_text(b.text, b.text_mask), b.clip_ids))
     return {name: sum(parts[name].item() for parts in found) / len(found) for name in found[0]}
 
 # %% ../../nbs/training/53_trainer.ipynb #e6477f7d
@@ -147,7 +150,8 @@ def start_or_resume(
     state = load_checkpoint(path, identity)
     if state is None:
         torch.manual_seed(seed)
-        return {'stage': 0, 'epoch': 0, 'best': None, 'optimizer': None, 'scheduler': None, 'scaler': None, 'stages': [], 'history': []}
+        return {'stage': 0, 'epoch': 0, 'best': None, 'optimizer': None, 'scheduler': None, 'scaler': None,
+                'stages': [], 'history': []}
     model.load_state_dict(state.pop('model'))
     set_random_state(state.pop('random'))
     del state['identity']
@@ -233,7 +237,7 @@ def fit(
     workers:int=0, # processes that prepare batches ahead: for waveforms, not for cached features
     progress:bool|None=None, # progress bar; None: only on a terminal
     )->dict: # identity, stages, history, seconds
-    "Train `model` by `recipe`, or finish what an earlier call began. The model ends with the best weights of the last stage."
+    "Train `model` by `recipe` or finish what an earlier call began. The model ends with the last stage's best weights."
     samplers = {'random': RandomBatches(len(train), recipe.batch_size, seed), **(samplers or {})}
     check_recipe(model, recipe, tuple(samplers))
     model.to(accelerator_for(device, precision).device)
@@ -247,12 +251,14 @@ def fit(
     state = start_or_resume(model, folder/'state.pt', seed, identity)
     write_file(folder/'log.jsonl', ''.join(json.dumps(line) + '\n' for line in state['history']))
     steps = [s.epochs * (len(train) // recipe.batch_size) for s in recipe.stages]
-    with tqdm(total=sum(steps), initial=sum(steps[:state['stage']]), leave=False, disable=None if progress is None else not progress) as bar:
+    with tqdm(total=sum(steps), initial=sum(steps[:state['stage']]), leave=False,
+              disable=None if progress is None else not progress) as bar:
         job = Job(model, train, valid, recipe, samplers, folder, identity, workers, bar)
         while state['stage'] < len(recipe.stages):
-            run_stage(job, state, accelerator_for(device, precision)) # a new accelerator, since it would keep the last stage's optimiser
+            run_stage(job, state, accelerator_for(device, precision)) # anew for each: one keeps its stage's optimiser
     save_weights(folder/'best.safetensors', model, identity)
-    result = {'identity': identity, 'stages': state['stages'], 'history': state['history'], 'seconds': round(sum(l['seconds'] for l in state['history']), 3)}
+    result = {'identity': identity, 'stages': state['stages'], 'history': state['history'],
+              'seconds': round(sum(l['seconds'] for l in state['history']), 3)}
     save_json(folder/'result.json', result)
     (folder/'state.pt').unlink()
     return result
@@ -263,6 +269,7 @@ def load_result(folder:str|Path, identity:str)->dict|None: # what `fit` returned
     path = Path(folder)/'result.json'
     if not path.exists(): return None
     result = trusted(path, load_json)
-    if result['identity'] != identity: raise CheckpointError(
-        f"{path} belongs to {result['identity']!r}, not to {identity!r}. Use another folder, or delete this one to train anew.")
+    if result['identity'] != identity:
+        raise CheckpointError(f"{path} belongs to {result['identity']!r}, not to {identity!r}. "
+                              "Use another folder, or delete this one to train anew.")
     return result
