@@ -27,6 +27,7 @@ autodoc_typehints = 'none'
 autodoc_default_options = {'no-value': True}
 autodoc_member_order = 'bysource'
 python_maximum_signature_line_length = 88
+add_module_names = False
 toc_object_entries_show_parents = 'hide'
 
 html_theme = 'furo'
@@ -39,6 +40,9 @@ html_css_files = ['house.css']
 html_math_renderer = 'mathml'
 html_copy_source = False
 html_show_sphinx = False
-pygments_style = 'a11y-high-contrast-light'
-pygments_dark_style = 'a11y-high-contrast-dark'
+
+# Code that can be read in the light and in the dark: tests/test_site.py measures the contrast.
+pygments_style, pygments_dark_style = 'github-light-high-contrast', 'github-dark-high-contrast'
+html_theme_options = dict(light_css_variables={'color-code-background': '#f6f8fa'},
+                          dark_css_variables={'color-code-background': '#1d2127'})
 copybutton_selector = 'div.highlight-python pre, div.cell_input pre, div.highlight-sh pre'

@@ -1,6 +1,7 @@
 "A page for each module: its symbols with their docstrings, and their parameters with what the comments beside them say."
 import inspect
 import re
+from importlib import import_module
 from pathlib import Path
 
 from atr_nb._modidx import d
@@ -10,13 +11,17 @@ MODULES = d['syms'] # module -> its symbols
 NOTEBOOK = {} # module -> the notebook it was made from, in the repository
 PAGE = '''# {short}
 
-`{module}` is made, explained and tested in [{title}]({up}{notebook}).
+`{module}` is made, explained and tested in [{title}](../../{notebook}).
 
 ```{{eval-rst}}
 .. automodule:: {module}
    :members:
    :undoc-members:
+{constants}
 ```
+'''
+CONSTANT = '''
+.. autodata:: {module}.{name}{options}
 '''
 INDEX = '''# Python API
 
@@ -32,6 +37,12 @@ def is_public(symbol):
     return not any(part.startswith('_') for part in symbol.split('.'))
 
 
+def constants(module):
+    "Name -> value of what a module exports and is neither a function nor a class"
+    inside = vars(import_module(module))
+    return {n: inside[n] for n in inside['__all__'] if not (inspect.isclass(inside[n]) or inspect.isroutine(inside[n]))}
+
+
 def write_pages(app, config):
     "Write docs/api/: an index, and a page for each module that has public symbols; what else lies there is removed."
     from atr_nb.pages import house
@@ -43,7 +54,9 @@ def write_pages(app, config):
         if not any(map(is_public, MODULES.get(module, ()))): continue
         NOTEBOOK[module] = page.path
         short = module.removeprefix('atr_nb.')
-        texts[short] = PAGE.format(short=short, module=module, title=page.title, up='../../', notebook=page.path)
+        listed = ''.join(CONSTANT.format(module=module, name=name, options='' if len(repr(value)) < 100 else '\n   :no-value:')
+                         for name, value in constants(module).items())
+        texts[short] = PAGE.format(short=short, module=module, title=page.title, notebook=page.path, constants=listed)
     texts['index'] = INDEX.format(pages='\n'.join(texts))
     folder.mkdir(exist_ok=True)
     for old in folder.glob('*.md'):
@@ -59,11 +72,16 @@ def to_rst(text):
     return ''.join(said)
 
 
+def annotation(anno):
+    if anno in (None, inspect.Parameter.empty): return ''
+    return anno if isinstance(anno, str) else inspect.formatannotation(anno)
+
+
 def fields(of):
     "The field list of a function or class: parameters, types and comments"
     for name, p in docments(of, full=True).items():
         if name in ('self', 'cls'): continue
-        typed = '' if p.anno in (None, inspect.Parameter.empty) else to_rst(inspect.formatannotation(p.anno))
+        typed = to_rst(annotation(p.anno))
         said = to_rst(p.docment or '')
         if name == 'return':
             if said: yield f':returns: {said}'
@@ -75,7 +93,7 @@ def fields(of):
 
 
 def document(app, what, name, obj, options, lines):
-    if what == 'data': lines.clear() # of a constant, Python documents the type
+    if what == 'data': lines.clear() # Python's words on its type
     lines[:] = [to_rst(line) for line in lines]
     if what in ('function', 'method', 'class'): lines += ['', *fields(obj)]
 

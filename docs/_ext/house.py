@@ -7,7 +7,7 @@ from pathlib import Path
 from shutil import copytree
 
 import nbformat
-from api import MODULES, NOTEBOOK, is_public
+from api import MODULES, NOTEBOOK, constants, is_public
 from atr_nb.notebooks import mathml, presentable
 from atr_nb.pages import house, rooms
 from docutils import nodes
@@ -16,8 +16,10 @@ from sphinx.transforms import SphinxTransform
 
 RESULTS = 'reports/embedded' # the executed notebooks of the default profile
 SYMBOLS = {symbol for symbols in MODULES.values() for symbol in symbols if is_public(symbol)}
-NAMED = defaultdict(set) # the last part of a name -> the symbols that end with it
-for symbol in SYMBOLS: NAMED[symbol.rpartition('.')[2]].add(symbol)
+SYMBOLS |= {f'{module}.{name}' for module in MODULES for name in constants(module)}
+NAMED = defaultdict(set) # name -> what has it, in whichever module; no methods
+for full in SYMBOLS:
+    if full.rpartition('.')[0] in MODULES: NAMED[full.rpartition('.')[2]].add(full)
 
 
 def slug(heading):
@@ -36,8 +38,9 @@ def contents(root):
     "The navigation: a list of pages for each room"
     listed = ['```{{toctree}}\n:hidden:\n:caption: {}\n{}\n```'.format(title, '\n'.join(
         '/' + p.path for p in house(root) if p.folder == room and p.name != 'index')) for room, title in rooms.items()]
-    more = '/docs/api/index\n/CONTRIBUTING\n/CHANGELOG\n/CREDITS'
-    return '\n\n'.join(['```{toctree}\n:hidden:\n' + more + '\n```', *listed])
+    api = '```{toctree}\n:hidden:\n/docs/api/index\n```'
+    project = '```{toctree}\n:hidden:\n:caption: The project\n/CONTRIBUTING\n/CHANGELOG\n/CREDITS\n```'
+    return '\n\n'.join([api, *listed, project])
 
 
 def read(app, docname, source):
@@ -74,7 +77,7 @@ def symbol(text, names):
     head, _, rest = name.partition('.')
     for full in (name, f'atr_nb.{name}', names.get(name), f'{names.get(head)}.{rest}', names.get(head)):
         if full in SYMBOLS or full in NOTEBOOK: return full
-    distinct = re.search(r'[a-z][A-Z_]|_', name) # no word of every day
+    distinct = re.search('[A-Z_]', name) # no word of every day
     return next(iter(NAMED[name])) if distinct and len(NAMED.get(name, ())) == 1 else None
 
 
@@ -83,12 +86,12 @@ class Lead(SphinxTransform):
     default_priority = 400
 
     def apply(self):
-        root, here = Path(self.env.srcdir), self.env.docname
+        names = scope(Path(self.env.srcdir), self.env.docname)
         for node in list(self.document.findall(addnodes.pending_xref)):
             if node['refdomain'] == 'doc' and node['reftarget'].startswith('reports/'): self.result(node)
+            if node['refdomain'] == 'py': node['reftarget'] = symbol(node['reftarget'], names) or node['reftarget']
         for node in list(self.document.findall(addnodes.download_reference)):
             node.replace_self(nodes.reference('', '', *node.children, refuri=node['reftarget']))
-        names = scope(root, here)
         for node in list(self.document.findall(nodes.literal)):
             around = node.parent, node.parent.parent
             if not any(isinstance(a, (nodes.title, nodes.reference, addnodes.pending_xref)) for a in around): self.link(node, names)
@@ -103,13 +106,17 @@ class Lead(SphinxTransform):
         node.replace_self(nodes.reference('', '', *node.children, refuri=f'{up}/{node["reftarget"]}.html'))
 
     def link(self, node, names):
-        text = node.astext()
-        page = 'nbs/' + text.removeprefix('nbs/').removesuffix('.ipynb')
-        full = symbol(text, names)
-        if page in self.env.found_docs: link = dict(refdomain='std', reftype='doc', reftarget=f'/{page}')
+        page, full = self.page(node.astext()), symbol(node.astext(), names)
+        if page: link = dict(refdomain='std', reftype='doc', reftarget=f'/{page}')
         elif full: link = dict(refdomain='py', reftype='obj', reftarget=full)
         else: return
         node.replace_self(addnodes.pending_xref('', node.deepcopy(), refdoc=self.env.docname, refexplicit=True, **link))
+
+    def page(self, text):
+        "The notebook that a text such as `data/13_scenes` or `13_scenes` names"
+        path = text.removeprefix('nbs/').removesuffix('.ipynb')
+        numbered = re.match(r'\d\d_', path)
+        return next((d for d in self.env.found_docs if d == f'nbs/{path}' or numbered and d.endswith(f'/{path}')), None)
 
 
 def formula(self, node):
