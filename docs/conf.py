@@ -6,12 +6,13 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT/'docs'/'_ext')]
 
 project, author, copyright = 'atr_nb', 'The atr_nb contributors', 'The atr_nb contributors'
-extensions = ['myst_nb', 'sphinx.ext.autodoc', 'sphinx_copybutton', 'api', 'house']
+extensions = ['myst_nb', 'sphinx.ext.autodoc', 'sphinx_copybutton', 'api', 'links', 'house']
 
 # What is read: the notebooks, the pages of modules that `api` writes, and a few texts. No other folder is looked into.
 root_doc = 'nbs/index'
 include_patterns = ['nbs/**.ipynb', 'docs/api/*.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'CREDITS.md']
-exclude_patterns = [p.name for p in ROOT.iterdir() if p.is_dir() and p.name not in ('nbs', 'docs')] + ['**.ipynb_checkpoints']
+exclude_patterns = [p.name for p in ROOT.iterdir() if p.is_dir() and p.name not in ('nbs', 'docs')]
+exclude_patterns += ['**.ipynb_checkpoints']
 html_extra_path = [str(ROOT/name) for name in ('LICENSE', 'CITATION.cff', 'settings.ini')] # linked to, as they are
 
 # Notebooks show the outputs stored in them.

@@ -1,4 +1,4 @@
-"A page for each module: its symbols with their docstrings, and their parameters with what the comments beside them say."
+"A page for each module: its symbols, their docstrings, and their parameters with the comments beside them."
 import inspect
 import re
 from importlib import import_module
@@ -21,8 +21,9 @@ PAGE = '''# {short}
 ```
 '''
 CONSTANT = '''
-.. autodata:: {module}.{name}{options}
+.. autodata:: {name}{options}
 '''
+LONG = '\n   :no-value:'
 INDEX = '''# Python API
 
 > Every module and symbol, with what stands beside it in the code
@@ -54,7 +55,7 @@ def write_pages(app, config):
         if not any(map(is_public, MODULES.get(module, ()))): continue
         NOTEBOOK[module] = page.path
         short = module.removeprefix('atr_nb.')
-        listed = ''.join(CONSTANT.format(module=module, name=name, options='' if len(repr(value)) < 100 else '\n   :no-value:')
+        listed = ''.join(CONSTANT.format(name=f'{module}.{name}', options='' if len(repr(value)) < 100 else LONG)
                          for name, value in constants(module).items())
         texts[short] = PAGE.format(short=short, module=module, title=page.title, notebook=page.path, constants=listed)
     texts['index'] = INDEX.format(pages='\n'.join(texts))
