@@ -6,11 +6,13 @@
 # make readme      nbs/index.ipynb run again, and README.md from it
 # make export      the package from the notebooks
 #
-# Each of them first makes the virtual environment .venv, or brings it up to date when pyproject.toml has changed.
+# Each of them first makes the virtual environment .venv, or brings it up to date when pyproject.toml has changed;
+# `docs` adds what only the site needs.
 
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.stamp
+SITE := .venv/.stamp-docs
 
 # A misspelt variable would be ignored, and everything run instead of a part. What the environment holds is not meant for us.
 KNOWN := PROFILE PAPERS SEEDS DEVICE OUT FORCE PYTHON
@@ -26,6 +28,10 @@ help:
 
 $(READY): pyproject.toml
 	@test -x $(BIN)/pip || { echo "Making .venv; this takes a few minutes and about 6 GB, once."; $(PYTHON) -m venv .venv; }
+	$(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check --editable .
+	@touch $@
+
+$(SITE): $(READY)
 	$(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check --editable ".[docs]"
 	@touch $@
 
@@ -40,8 +46,13 @@ test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2 --timing --skip-folder-re '^([_.].*|reproduce|guides)$$'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-docs: $(READY)
-	$(BIN)/atr-nb docs
+# Beside the old site first, so that a site which cannot be made does not cost the one that is there.
+docs: $(SITE)
+	rm -rf build/docs
+	$(BIN)/sphinx-build --quiet --jobs auto -c docs -d build/docs/doctrees . build/docs/html
+	rm -rf _docs
+	mv build/docs/html _docs
+	@echo "The site: _docs/index.html"
 
 lab: $(READY)
 	$(BIN)/jupyter lab nbs

@@ -9,12 +9,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 import errno, hashlib, os, re, sys, time
 from .notebooks import about, read_notebook
-from .pages import readme, refresh, site
+from .pages import readme, refresh
 from .settings import WITHOUT_EFFECT, Settings, find_ini, load, suggest
 
 # %% auto #0
 __all__ = ['notebooks', 'choose', 'Progress', 'tables', 'tidy', 'alone', 'execute', 'parameters', 'told', 'reproduce', 'report',
-           'data_check', 'compare', 'show', 'pages', 'parser', 'main']
+           'data_check', 'compare', 'show', 'front_page', 'parser', 'main']
 
 # %% ../nbs/80_cli.ipynb #76fd8f13
 def notebooks(folder:Path)->dict[str,Path]: # name -> notebook
@@ -256,13 +256,11 @@ def show(args:Namespace)->int:
     for key, value in load(args.profile).describe().items(): print(f'{key:15} {value}')
     return 0
 
-def pages(args:Namespace)->int:
-    "Write README.md or the HTML site"
+def front_page(args:Namespace)->int:
+    "Write README.md"
     root = find_ini().parent
-    if args.command == 'readme':
-        refresh(root/'nbs'/'index.ipynb')
-        (root/'README.md').write_text(readme(root), encoding='utf-8')
-    else: print(f'{len(site(root, root/args.out))} pages: {root/args.out/"index.html"}')
+    refresh(root/'nbs'/'index.ipynb')
+    (root/'README.md').write_text(readme(root), encoding='utf-8')
     return 0
 
 # %% ../nbs/80_cli.ipynb #c59d5949
@@ -297,8 +295,7 @@ def parser()->ArgumentParser:
     data = commands.add_parser('data', help='look after data').add_subparsers(dest='what', required=True, metavar='COMMAND')
     command('check', data_check, 'decode every clip of a folder with a metadata.csv and list what is wrong', data).add_argument('folder', metavar='FOLDER')
     command('settings', show, 'print what a profile comes to').add_argument('--profile', metavar='P')
-    command('docs', pages, 'write the notebooks as a browsable HTML site').add_argument('--out', default='_docs', metavar='DIR')
-    command('readme', pages, 'run nbs/index.ipynb and write README.md from it')
+    command('readme', front_page, 'run nbs/index.ipynb and write README.md from it')
     return top
 
 # %% ../nbs/80_cli.ipynb #ca451bd1

@@ -4,7 +4,6 @@
 
 # %% ../nbs/04_notebooks.ipynb #bca2fcb7
 from __future__ import annotations
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from html import escape
@@ -91,8 +90,8 @@ def harmless(html:str)->str:
     return bleach.clean(html, tags=_tags, attributes=allowed, protocols={'http', 'https', 'mailto', 'data'}, strip=True)
 
 # %% ../nbs/04_notebooks.ipynb #40dd889c
-@lru_cache(maxsize=2)
-def _exporter(clean:bool):
+@lru_cache
+def _exporter():
     "nbconvert's bare HTML, with formulas as MathML"
     from nbconvert import HTMLExporter
     from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
@@ -104,16 +103,12 @@ def _exporter(clean:bool):
         def latex_environment(self, name, body): return mathml(rf'\begin{{{name}}}{body}\end{{{name}}}', 'block')
 
     def render(source): return MarkdownWithMath(renderer=Renderer(escape=False, anchor_link_text='#')).render(source)
-    def as_is(html): return html.decode() if isinstance(html, bytes) else html
-    filters = {'markdown2html': render, 'clean_html': harmless if clean else as_is}
-    return HTMLExporter(template_name='basic', sanitize_html=clean, filters=filters)
+    filters = {'markdown2html': render, 'clean_html': harmless}
+    return HTMLExporter(template_name='basic', sanitize_html=True, filters=filters)
 
 def body(
     nb, # from `read_notebook`; changed in place
-    lead:Callable[[str], str|None], # where a relative link leads from the page; None: nowhere
-    clean:bool=False, # the notebook is somebody else's: nothing that runs or loads
     )->str:
-    "The HTML of a notebook, for a frame"
-    html, _ = _exporter(clean).from_notebook_node(presentable(nb))
-    def link(m): return f'href="{target}"' if (target := lead(m[1])) else ''
-    return re.sub(r'href="(?![a-z]+:|#)([^"]+)"', link, html)
+    "The HTML of a notebook, for a frame: nothing that runs or loads, no link to another file"
+    html, _ = _exporter().from_notebook_node(presentable(nb))
+    return re.sub(r'href="(?![a-z]+:|#)[^"]+"', '', html)

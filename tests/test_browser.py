@@ -58,7 +58,7 @@ class Browser:
         self.ask('Emulation.setEmulatedMedia', features=media)
         self.ask('Page.navigate', url='about:blank')
         self.ask('Page.navigate', url=page.as_uri())
-        self.wait('document.readyState == "complete" && !!document.querySelector("main")')
+        self.wait('document.readyState == "complete" && !!document.querySelector("main, [role=main]")')
 
     def click(self, element, dx=None):
         "A real click on the middle of what an expression of JavaScript names, or `dx` pixels from its left."

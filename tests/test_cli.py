@@ -31,7 +31,7 @@ def read(path): return nbformat.read(path, 4)
 
 # What is asked for
 
-@pytest.mark.parametrize('command', [[], ['reproduce'], ['report'], ['data'], ['data', 'check'], ['compare'], ['settings'], ['docs'], ['readme']])
+@pytest.mark.parametrize('command', [[], ['reproduce'], ['report'], ['data'], ['data', 'check'], ['compare'], ['settings'], ['readme']])
 def test_help_everywhere(command, capsys):
     with pytest.raises(SystemExit) as e: cli.main([*command, '--help'])
     assert e.value.code == 0 and 'usage: atr-nb' in capsys.readouterr().out
@@ -320,9 +320,6 @@ def test_make_test_begins_with_undefined_names():
 # The other commands
 
 @pytest.mark.parametrize('command, told', [
-    (['docs', '--out', 'settings.ini'], "Not a directory: '"),
-    (['docs', '--out', 'settings.ini/x'], "settings.ini/x/nbs'; name a"),
-    (['docs', '--out', '/proc/x'], "'/proc/x'; name a folder that can be written"),
     (['report', '--out', 'settings.ini/x'], 'settings.ini/x is not a folder'),
     (['report', '--out', 'taken'], "taken/index.html'; name a"),
     (['report', '--out', 'x' * 300], "xxx'; choose a shorter name"),

@@ -1,18 +1,13 @@
-"README.md is made from nbs/index.ipynb, its verdicts are those of the results, and everything it and the site point to is there."
+"README.md is made from nbs/index.ipynb, its verdicts are those of the results, and everything that the texts point to is there."
 import json
 import re
 import shutil
-from pathlib import Path
-from urllib.parse import unquote
 
 import nbformat
-import pytest
 
 from atr_nb.notebooks import about
-from atr_nb.pages import executed, house, papers, readme, site, verdicts
+from atr_nb.pages import papers, readme, verdicts
 from atr_nb.results.tables import SAYS, overall
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_readme_is_current(root):
@@ -71,48 +66,13 @@ def test_links_lead_somewhere(root):
     assert not broken
 
 
-@pytest.fixture(scope='session')
-def built(tmp_path_factory):
-    "The site, written once: its folder and its pages"
-    out = tmp_path_factory.mktemp('site')/'_docs'
-    return out, site(ROOT, out)
-
-
-def test_site(root, built):
-    out, pages = built
-    assert pages == [*house(root), *executed(root)] and pages[0].path == 'nbs/index.ipynb'
-    html = {p: (out/p.html).read_text(encoding='utf-8') for p in pages}
-    for page, text in html.items(): assert '<script src="http' not in text and not re.search(r'<span class="c1">#\| (export|echo)', text), page
-    assert all(p.summary and f'>{p.title}</a>' in html[pages[0]] for p in house(root))
-    assert 'verdicts(root)' not in html[pages[0]] and '<td>NT-Xent beats triplet-max</td>' in html[pages[0]]
-
-
-def test_every_link_of_the_site_leads_somewhere(built):
-    "Of all its pages, the report included: to a file, and to a place in it"
-    out, _ = built
-    text = {f: re.sub(r'<pre>.*?</pre>', '', f.read_text(encoding='utf-8'), flags=re.S) for f in out.rglob('*.html')}
-    dead = []
-    for file, html in text.items():
-        for link in re.findall(r'<(?:a|img|audio|link)\b[^>]*(?:href|src)="([^"]+)"', html):
-            if re.match(r'[a-z]+:', link): continue
-            path, _, part = unquote(link).partition('#')
-            target = (file.parent/path).resolve() if path else file
-            if not target.is_file() or part and target in text and f'id="{part}"' not in text[target]: dead.append(f'{file.relative_to(out)}: {link}')
-    assert not dead
-
-
-def test_the_site_shows_what_was_run(root, built):
-    "Each executed notebook is a page of the site, which leads back to the notebook that was run"
-    out, pages = built
-    ran = executed(root)
-    assert {p.path for p in ran} == {f.relative_to(root).as_posix() for f in (root/'reports').glob('*/*/notebook.ipynb')}
-    for page, source in ran.items():
-        text = (out/page.html).read_text(encoding='utf-8')
-        assert page in pages and '<nav>' in text and f'nbs/{source.html.removeprefix("nbs/")}">&larr;' in text
-        assert 'data:image/png' in text
-
-
-def test_site_takes_the_place_of_a_site_only(root, tmp_path):
-    (tmp_path/'thesis.tex').touch()
-    with pytest.raises(ValueError, match='holds something else than a site'): site(root, tmp_path)
-    assert (tmp_path/'thesis.tex').exists()
+def test_the_citation_names_version_and_papers(root):
+    import yaml # comes with papermill
+    from atr_nb import __version__
+    cited = yaml.safe_load((root/'CITATION.cff').read_text(encoding='utf-8'))
+    told = [summary for _, summary in table((root/'README.md').read_text(encoding='utf-8'), 'name', 'paper')]
+    assert str(cited['version']) == __version__ and cited['license'] == 'Apache-2.0'
+    assert len(cited['references']) == len(told)
+    for reference, summary in zip(cited['references'], told):
+        assert reference['title'] in summary and reference['conference']['name'] in summary
+        assert all(author.get('family-names', '') in summary for author in reference['authors'])

@@ -413,7 +413,7 @@ def _fill(template:str, **values)->str:
 # %% ../../nbs/results/73_report.ipynb #82cc9f91
 def notebook_page(file:Path)->Path: # the same name, .html
     "Write an executed notebook as a static page beside it. ValueError naming the file if it is not a notebook."
-    html = body(read_notebook(file), lambda link: None, clean=True)
+    html = body(read_notebook(file))
     page = _fill('notebook.html.j2', title=f'{about(file).title} ({file.parent.parent.name})', body=Markup(html))
     return write_file(file.with_suffix('.html'), page)
 
