@@ -170,7 +170,7 @@ def execute(
         finally: running.unlink(missing_ok=True)
     return done
 
-# %% ../nbs/80_cli.ipynb #d6f68795
+# %% ../nbs/80_cli.ipynb #e9580935
 def _asked(*what)->list: # in a process of its own
     from atr_nb.results.plan import plans
     return plans(*what)
@@ -322,7 +322,7 @@ def pages(args:Namespace)->int:
     else: print(f'{len(site(root, root/args.out))} pages: {root/args.out/"index.html"}')
     return 0
 
-# %% ../nbs/80_cli.ipynb #e875a190
+# %% ../nbs/80_cli.ipynb #727620bf
 def _records(folder:Path)->list[dict]: # of a report: runs, or trials of what papers leave open
     found = []
     for file in (f for pattern in ('runs.jsonl', '*/trials.jsonl') for f in sorted(folder.glob(pattern))):
@@ -333,16 +333,18 @@ def _records(folder:Path)->list[dict]: # of a report: runs, or trials of what pa
 def _code(records:list[dict], root:Path)->str: # by which code these were made
     commits = sorted({r['commit'].rstrip('+') for r in records} - {''})
     if any(r['commit'].endswith('+') for r in records) or not commits: return 'code of no commit'
-    compared = [subprocess.run(['git', 'diff', '--quiet', commit, '--', 'atr_nb'], cwd=root, capture_output=True) for commit in commits]
-    same = {git.returncode for git in compared} == {0}
-    return f'{", ".join(c[:7] for c in commits)}, {"code of today" if same else "older code"}'
+    def same(commit): # git's answer is 0 for no difference, 1 for one, 128 for a commit that is not here
+        command = ['git', 'diff', '--quiet', commit, '--', 'atr_nb']
+        return subprocess.run(command, cwd=root, capture_output=True).returncode == 0
+    return f'{", ".join(c[:7] for c in commits)}, {"code of today" if all(map(same, commits)) else "older code"}'
 
 def _state(folder:Path, root:Path)->str: # of a report, in a line; empty if there is none
     records = _records(folder)
     if not records: return ''
-    trained = {r['run']: r['seconds'] for r in records if r['seconds'] and '-' not in r['run']} # RUN-stage1 is part of RUN
+    trained = {r['run']: r['seconds'] for r in records if r['seconds'] and '-' not in r['run']}
     devices = ' and '.join(sorted({r['device'].partition(',')[0] for r in records}))
-    return f'{len(trained)} runs, {sum(trained.values()) / 60:.0f} min of training on {devices}; made by {_code(records, root)}'
+    time = f'{sum(trained.values()) / 60:.0f} min of training on {devices}'
+    return f'{len(trained)} runs, {time}; made by {_code(records, root)}'
 
 def listed(args:Namespace)->int:
     "Print papers, profiles and the state of their reports"
@@ -379,12 +381,14 @@ def parser()->ArgumentParser:
                    help='cpu, mps, cuda (the first GPU), cuda:N, or auto (cuda where there is one, else cpu)')
     p.add_argument('--out', metavar='DIR', help='where tables go; a relative path starts at settings.ini (default: reports)')
     p.add_argument('--force', action='store_true', help='run again what has been run already')
-    p.add_argument('--plan', action='store_true', help='print what there is to do and how long it will take, and start nothing')
+    p.add_argument('--plan', action='store_true',
+                   help='print what there is to do and how long it will take, and start nothing')
     p.add_argument('--set', action='append', default=[], metavar='KEY=VALUE', help='any other setting; may be repeated')
     p.add_argument('--notebooks', metavar='DIR', help='the folder of notebooks to run (default: nbs/reproduce)')
 
     command('report', report, 'render tables and pages again from what has been run').add_argument('--out', metavar='DIR', help='where the runs are (default: reports)')
-    command('list', listed, 'list papers, profiles and what has been run').add_argument('--out', metavar='DIR', help='where the reports are (default: reports)')
+    command('list', listed, 'list papers, profiles and what has been run').add_argument(
+        '--out', metavar='DIR', help='where the reports are (default: reports)')
     p = command('compare', compare, 'compare two reports: rows that moved, verdicts that changed')
     p.add_argument('a', metavar='A', help='a folder of reports, of one profile, or of one paper')
     p.add_argument('b', metavar='B', help='another')
