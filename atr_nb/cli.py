@@ -7,14 +7,15 @@ from __future__ import annotations
 from argparse import ArgumentParser, HelpFormatter, Namespace
 from contextlib import contextmanager, suppress
 from pathlib import Path
-import errno, hashlib, os, re, sys, time
+import atr_nb
+import errno, hashlib, json, os, re, signal, subprocess, sys, textwrap, time
 from .notebooks import about, read_notebook
 from .pages import readme, refresh
-from .settings import WITHOUT_EFFECT, Settings, find_ini, load, suggest
+from .settings import WITHOUT_EFFECT, Settings, find_ini, load, profiles, suggest
 
 # %% auto #0
 __all__ = ['notebooks', 'choose', 'Progress', 'tables', 'tidy', 'alone', 'execute', 'parameters', 'told', 'reproduce', 'report',
-           'data_check', 'compare', 'show', 'front_page', 'parser', 'main']
+           'data_check', 'compare', 'show', 'front_page', 'listed', 'parser', 'main']
 
 # %% ../nbs/80_cli.ipynb #76fd8f13
 def notebooks(folder:Path)->dict[str,Path]: # name -> notebook
@@ -36,16 +37,34 @@ def choose(
     return list(dict.fromkeys(chosen))
 
 # %% ../nbs/80_cli.ipynb #1e2de100
+def _bar(total:int, live:bool, seconds): # seconds() -> the time that is left; NaN or 0 where there is nothing to say
+    from tqdm import tqdm
+    class Bar(tqdm):
+        @property
+        def format_dict(self)->dict:
+            left = seconds()
+            return super().format_dict | dict(left=f', about {self.format_interval(left)} left' if left >= 1 else '')
+    return Bar(total=total, dynamic_ncols=True, mininterval=0.1 if live else 30, maxinterval=30,
+               bar_format='{desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} cells, {elapsed}{left}{postfix}')
+
 class Progress:
     "A bar over the code cells of all notebooks. To papermill a stream, to which it writes the kernel's error stream."
-    def __init__(self, total:int):
-        from tqdm import tqdm
+    def __init__(self,
+        total:int, # cells
+        seconds:dict[str, float]|None=None, # notebook -> what its training will take; NaN where nobody knows
+        ):
         self.live = sys.stderr.isatty() # in a log file, a line now and then will do
-        self.bar = tqdm(total=total, dynamic_ncols=True, mininterval=0.1 if self.live else 30, maxinterval=30,
-                        bar_format='{desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} cells, {elapsed}{postfix}')
+        self.name, self.seconds, self.begun = '', dict(seconds or {}), time.time()
+        self.bar = _bar(total, self.live, self.left)
         self.notebook('')
 
-    def notebook(self, name:str): self.name, self.heading, self.error = name, '', None
+    def notebook(self, name:str):
+        self.seconds.pop(self.name, None) # that one is done
+        self.name, self.heading, self.error, self.begun = name, '', None, time.time()
+
+    def left(self)->float: # seconds of training, by the plan
+        own = max(0, self.seconds.get(self.name, 0) - (time.time() - self.begun))
+        return own + sum(s for name, s in self.seconds.items() if name != self.name)
 
     def say(self, text:str): self.bar.write(f'{self.name}: {text}', file=sys.stderr) # a line above the bar
 
@@ -151,6 +170,27 @@ def execute(
         finally: running.unlink(missing_ok=True)
     return done
 
+# %% ../nbs/80_cli.ipynb #e9580935
+def _asked(*what)->list: # in a process of its own
+    from atr_nb.results.plan import plans
+    return plans(*what)
+
+def _planned(notebooks:dict[str, Path], settings:Settings, given:dict)->list: # `Plan`s
+    "What each notebook will have to do, and all together."
+    from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+    from multiprocessing import get_context
+    training = {name: file for name, file in notebooks.items() if 'Experiment(' in file.read_text(encoding='utf-8')}
+    if not training: return []
+    try:
+        with ProcessPoolExecutor(1, get_context('spawn'), _deaf) as process:
+            return process.submit(_asked, training, settings, parameters(settings, given)).result()
+    except BrokenExecutor as e:
+        print(f'no plan: {e}', file=sys.stderr)
+        return []
+
+def _deaf()->None: # to Ctrl-C, which is for the parent to hear
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
 # %% ../nbs/80_cli.ipynb #ce6588ee
 def _given(args)->dict: # the options that were given, as overrides of the profile
     pairs = dict(seeds=args.seeds, device=args.device, out=args.out, force=args.force or None)
@@ -192,25 +232,36 @@ def _blame(name, progress, error, folder)->str: # one line for one failure
     see = f'; see {failed}' if failed.exists() else ''
     return f'FAILED {name}, at "{progress.heading}": {kind}: {told(text[0]) if text else ""}{see}'
 
-def reproduce(args:Namespace)->int: # 0, or 1 if anything failed
-    "Run the reproduction notebooks and render the report"
-    given, start = _given(args), time.time()
-    settings = load(given.pop('profile', args.profile), **given)
-    found = notebooks(Path(args.notebooks) if args.notebooks else settings.root/'nbs'/'reproduce')
-    names, failures = choose(args.papers, found), []
-    _check(settings)
-    sources = [c.source for n in names for c in read_notebook(found[n]).cells if c.cell_type == 'code']
-    folders = settings.cache, settings.runs, settings.out/settings.profile
-    for folder in folders: folder.mkdir(parents=True, exist_ok=True)
-    progress = Progress(sum(bool(s.strip()) for s in sources) + len(names)) # one cell is injected into each
-    for name in names:
+def _execute_all(notebooks:dict[str, Path], settings:Settings, given:dict, progress:Progress)->list[str]: # failures
+    "Run notebooks one after another; one that fails does not stop the others."
+    failures = []
+    for name, notebook in notebooks.items():
         progress.notebook(name)
         folder = settings.out/settings.profile/name
-        try: execute(found[name], folder, parameters(settings, given), progress, settings.root, settings.runs/'locks')
+        try: execute(notebook, folder, parameters(settings, given), progress, settings.root, settings.runs/'locks')
         except Exception as e:
             failures.append(_blame(name, progress, e, folder))
             progress.bar.write(failures[-1], file=sys.stderr)
     progress.bar.close()
+    return failures
+
+def reproduce(args:Namespace)->int: # 0, or 1 if anything failed
+    "Say what there is to do, run the reproduction notebooks and render the report; with `--plan` only the first"
+    given, start = _given(args), time.time()
+    settings = load(given.pop('profile', args.profile), **given)
+    found = notebooks(Path(args.notebooks) if args.notebooks else settings.root/'nbs'/'reproduce')
+    names = choose(args.papers, found)
+    _check(settings)
+    sources = [c.source for n in names for c in read_notebook(found[n]).cells if c.cell_type == 'code']
+    folders = settings.cache, settings.runs, settings.out/settings.profile
+    if not args.plan:
+        for folder in folders: folder.mkdir(parents=True, exist_ok=True)
+    plans = _planned({n: found[n] for n in names}, settings, given)
+    print(*plans, sep='\n', end='\n' if plans else '', file=sys.stdout if args.plan else sys.stderr)
+    if args.plan: return int(any(plan.failed for plan in plans))
+    cells = sum(bool(s.strip()) for s in sources) + len(names) # one is injected into each notebook
+    progress = Progress(cells, {plan.paper: plan.seconds for plan in plans})
+    failures = _execute_all({n: found[n] for n in names}, settings, given, progress)
     try: _render(settings)
     except Exception as e: failures.append(f'FAILED report: {type(e).__name__}: {told(str(e))}')
     done = f'{len(names)} notebook{"s" * (len(names) > 1)}, {time.time() - start:.0f} s'
@@ -252,8 +303,14 @@ def compare(args:Namespace)->int:
     return 0
 
 def show(args:Namespace)->int:
-    "Print what a profile comes to"
-    for key, value in load(args.profile).describe().items(): print(f'{key:15} {value}')
+    "Print what a profile comes to, each setting with its meaning, which is that of `Settings`"
+    from fastcore.docments import docments
+    settings, meanings = load(args.profile), docments(Settings)
+    values = settings.describe() | {k: getattr(settings, k) for k in WITHOUT_EFFECT}
+    shown = {k: ', '.join(map(str, v)) if isinstance(v, (list, tuple)) else v for k, v in values.items()}
+    for key, value in shown.items():
+        print(f'{key:15} {"(empty)" if value in (None, "") else value}')
+        print(textwrap.fill(meanings[key], 100, initial_indent=' ' * 18, subsequent_indent=' ' * 18))
     return 0
 
 def front_page(args:Namespace)->int:
@@ -261,6 +318,42 @@ def front_page(args:Namespace)->int:
     root = find_ini().parent
     refresh(root/'nbs'/'index.ipynb')
     (root/'README.md').write_text(readme(root), encoding='utf-8')
+    return 0
+
+# %% ../nbs/80_cli.ipynb #727620bf
+def _records(folder:Path)->list[dict]: # of a report: runs, or trials of what papers leave open
+    found = []
+    for file in (f for pattern in ('runs.jsonl', '*/trials.jsonl') for f in sorted(folder.glob(pattern))):
+        try: found += [json.loads(line) for line in file.read_text(encoding='utf-8').splitlines()]
+        except ValueError as e: raise ValueError(f'{file} is damaged: {e}; reproduce it again') from e
+    return [r for r in found if not r.get('failed')]
+
+def _code(records:list[dict], root:Path)->str: # by which code these were made
+    commits = sorted({r['commit'].rstrip('+') for r in records} - {''})
+    if any(r['commit'].endswith('+') for r in records) or not commits: return 'code of no commit'
+    def same(commit): # git's answer is 0 for no difference, 1 for one, 128 for a commit that is not here
+        command = ['git', 'diff', '--quiet', commit, '--', 'atr_nb']
+        return subprocess.run(command, cwd=root, capture_output=True).returncode == 0
+    return f'{", ".join(c[:7] for c in commits)}, {"code of today" if all(map(same, commits)) else "older code"}'
+
+def _state(folder:Path, root:Path)->str: # of a report, in a line; empty if there is none
+    records = _records(folder)
+    if not records: return ''
+    trained = {r['run']: r['seconds'] for r in records if r['seconds'] and '-' not in r['run']}
+    devices = ' and '.join(sorted({r['device'].partition(',')[0] for r in records}))
+    time = f'{sum(trained.values()) / 60:.0f} min of training on {devices}'
+    return f'{len(trained)} runs, {time}; made by {_code(records, root)}'
+
+def listed(args:Namespace)->int:
+    "Print papers, profiles and the state of their reports"
+    settings = load(out=args.out)
+    names = list(profiles())
+    print(f'profiles  {", ".join(names)} (default: {settings.profile})\n')
+    for name, file in notebooks(settings.root/'nbs'/'reproduce').items():
+        states = {profile: _state(settings.out/profile/name, settings.root) for profile in names}
+        print(f'{name:10}{about(file).title}')
+        for profile in (p for p in names if states[p]): print(f'{"":10}{profile}: {states[profile]}')
+        if not any(states.values()): print(f'{"":10}no report yet')
     return 0
 
 # %% ../nbs/80_cli.ipynb #c59d5949
@@ -271,6 +364,7 @@ def _some()->str: # what may be asked for, in the words of the help
 def parser()->ArgumentParser:
     wide = dict(formatter_class=lambda prog: HelpFormatter(prog, max_help_position=26, width=110))
     top = ArgumentParser('atr-nb', description='Audio-text retrieval papers, reproduced in notebooks.', **wide)
+    top.add_argument('--version', action='version', version=f'atr-nb {atr_nb.__version__}', help='print the version')
     commands = top.add_subparsers(dest='command', required=True, metavar='COMMAND ...')
     def command(name, action, help, group=commands):
         p = group.add_parser(name, help=help, description=help, **wide)
@@ -285,16 +379,22 @@ def parser()->ArgumentParser:
                    help='cpu, mps, cuda (the first GPU), cuda:N, or auto (cuda where there is one, else cpu)')
     p.add_argument('--out', metavar='DIR', help='where tables go; a relative path starts at settings.ini (default: reports)')
     p.add_argument('--force', action='store_true', help='run again what has been run already')
+    p.add_argument('--plan', action='store_true',
+                   help='print what there is to do and how long it will take, and start nothing')
     p.add_argument('--set', action='append', default=[], metavar='KEY=VALUE', help='any other setting; may be repeated')
     p.add_argument('--notebooks', metavar='DIR', help='the folder of notebooks to run (default: nbs/reproduce)')
 
     command('report', report, 'render tables and pages again from what has been run').add_argument('--out', metavar='DIR', help='where the runs are (default: reports)')
+    command('list', listed, 'list papers, profiles and what has been run').add_argument(
+        '--out', metavar='DIR', help='where the reports are (default: reports)')
     p = command('compare', compare, 'compare two reports: rows that moved, verdicts that changed')
     p.add_argument('a', metavar='A', help='a folder of reports, of one profile, or of one paper')
     p.add_argument('b', metavar='B', help='another')
     data = commands.add_parser('data', help='look after data').add_subparsers(dest='what', required=True, metavar='COMMAND')
-    command('check', data_check, 'decode every clip of a folder with a metadata.csv and list what is wrong', data).add_argument('folder', metavar='FOLDER')
-    command('settings', show, 'print what a profile comes to').add_argument('--profile', metavar='P')
+    command('check', data_check, 'decode every clip of a folder with a metadata.csv and list what is wrong', data).add_argument(
+        'folder', metavar='FOLDER', help='a folder with sounds and a metadata.csv')
+    command('settings', show, 'print what a profile comes to, and what each setting means').add_argument(
+        '--profile', metavar='P', help='a section of settings.ini (default: embedded)')
     command('readme', front_page, 'run nbs/index.ipynb and write README.md from it')
     return top
 

@@ -31,7 +31,8 @@ def read(path): return nbformat.read(path, 4)
 
 # What is asked for
 
-@pytest.mark.parametrize('command', [[], ['reproduce'], ['report'], ['data'], ['data', 'check'], ['compare'], ['settings'], ['readme']])
+@pytest.mark.parametrize('command', [[], ['reproduce'], ['report'], ['data'], ['data', 'check'], ['compare'],
+                                     ['settings'], ['list'], ['readme']])
 def test_help_everywhere(command, capsys):
     with pytest.raises(SystemExit) as e: cli.main([*command, '--help'])
     assert e.value.code == 0 and 'usage: atr-nb' in capsys.readouterr().out
@@ -386,6 +387,9 @@ def test_reproduction_in_the_smoke_profile(name, tmp_path, features):
                          cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
     written = {p.name for p in (tmp_path/'smoke'/name).iterdir()}
+    if name == '3cmlf': # what was planned is what was trained
+        command = [*ATR, 'reproduce', '--plan', '--profile', 'smoke', '--papers', name, '--out', str(tmp_path), *folders]
+        assert '3cmlf: no runs to do, ' in subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
     page = (tmp_path/'index.html').read_text()
     assert '|---' in run.stdout and str(tmp_path) not in page
     if about(ROOT/'nbs'/'reproduce'/f'{name}.ipynb').paper:

@@ -1,4 +1,9 @@
 "The curriculum: batches against brute force, freezing that freezes, and vectors that belong to somebody else."
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import nbformat
 import numpy as np
 import pytest
 import torch
@@ -10,6 +15,7 @@ from atr_nb.encoders.tower import Precomputed
 from atr_nb.methods import create
 from atr_nb.methods.cmlf import cmlf_recipe, encoder_of, thirds
 from atr_nb.model import Encoded, RetrievalModel
+from atr_nb.results.tables import Claim
 from atr_nb.training.checkpoints import load_weights
 from atr_nb.training.curriculum import Ancillary, MinedBatches, ancillary, grow, in_batch, mine, samplers, share_with_twin
 from atr_nb.training.recipe import Recipe, Stage, apply_stage, selected
@@ -219,3 +225,29 @@ def test_loss_on_batches_leaves_the_model_as_it_was():
     assert loss == loss_on(m, p, batches)['loss'] == pytest.approx(np.mean([loss_on(m, p, [b])['loss'] for b in batches]))
     assert all(torch.equal(v, before[k]) for k, v in m.state_dict().items())
     assert m.audio.context.training and all(q.grad is None for q in m.parameters())
+
+
+# The page of 3CMLF
+
+@pytest.mark.parametrize('captions, trained, judged, told', [
+    (100, [16, 32, 64], [16, 64], None),
+    (40, [16, 32], [16], ('batches of 64, more than the 40 captions', '*Batch 32 is best* is judged without them')),
+    (24, [16], [], ('batches of 32, 64, more than the 24 captions', '*Batch 32 is best* is not judged for want of them')),
+    (12, [], [], ('batches of 16, 32, 64, more than the 12 captions', 'is not judged'))])
+def test_a_batch_larger_than_the_data_is_told_and_its_claim_not_judged(captions, trained, judged, told):
+    "The cells of the page that make Table III and its claims, in front of data of several sizes"
+    page = nbformat.read(Path(__file__).parent.parent/'nbs'/'reproduce'/'3cmlf.ipynb', 4)
+    sources = [c.source for c in page.cells if c.cell_type == 'code']
+    chosen = [source for source in sources if re.search('^some = |^too_large = |def claims_for', source, re.M)]
+    made, said, claims = {}, [], []
+    lab = SimpleNamespace(ablate=lambda table, rows, datasets: made.update(rows), judge=claims.extend)
+    rows = dict.fromkeys(f'{row}, pre-trained' for row in ('baseline', '3CMLF without CHM', '3CMLF with CHM'))
+    sizes = {'small': dict(captions=captions), 'large': dict(captions=1000)}
+    world = dict(sizes=sizes, benches={'pre-trained': lab}, lab=lab, rows=rows,
+                 settings=SimpleNamespace(datasets=('small', 'large')), curriculum=lambda start, batch_size: batch_size,
+                 Claim=Claim, Markdown=str, display=said.append)
+    for source in chosen: exec(source, world)
+    assert len(chosen) == 3 and list(made.values()) == trained
+    assert [c.worse[1] for c in claims if c.name.startswith('batch 32')] == [f'pre-trained, batch {n}' for n in judged]
+    assert len(said) == bool(told) and all(words in said[0] for words in told or ())
+    assert len([c for c in claims if not c.name.startswith('batch 32')]) == 8 # the others are judged all the same

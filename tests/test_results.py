@@ -519,3 +519,17 @@ def test_gained_and_lost_are_those_found_first_on_one_side():
         assert (after[q] == 0 and before[q] > 0) if why.startswith('gained') else (before[q] == 0 and after[q] > 0)
     assert len(R.gained_and_lost(before, after, n=9)) == 18 and R.gained_and_lost(before, before) == {}
     assert R.moves({'x': (before, after)})['x'].sum() == pytest.approx(100, abs=.2)
+
+def test_every_picture_of_an_executed_page_can_be_heard(house):
+    "The caption of the report, or the heading above; what stands in it is escaped"
+    import base64, nbformat
+    from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+    folder = house/'embedded'/'baseline'
+    png = base64.b64encode((folder/'figures'/'line.png').read_bytes()).decode()
+    def pictures(n): return [new_output('display_data', {'image/png': png, 'text/plain': '<Figure>'}) for _ in range(n)]
+    cells = [new_markdown_cell('# Toys'), new_code_cell("lab.figure('line', fig, f'{x}')", outputs=pictures(1)),
+             new_markdown_cell('## Nobody "knows" <it>\n\nText.'), new_code_cell("lab.figure('lost', fig, '')\nfig", outputs=pictures(2))]
+    nbformat.write(new_notebook(cells=cells), folder/'notebook.ipynb')
+    page = Page(R.notebook_page(folder/'notebook.ipynb').read_text())
+    told = [attributes.get('alt') for tag, attributes in page.tags if tag == 'img']
+    assert told == ['A toy line & "quotes" <script>', *2 * ['Figure: Nobody "knows" <it>']], told

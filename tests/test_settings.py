@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from atr_nb import cli
 from atr_nb.settings import from_parameters, load, profiles
 
 
@@ -145,3 +146,15 @@ def test_which_methods_are_tried_is_no_part_of_what_was_asked_for(project):
 def test_only_the_standard_library():
     code = 'import sys, atr_nb.settings; print([m for m in ("torch", "numpy", "pandas", "nbformat", "fastcore") if m in sys.modules])'
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'
+
+
+@pytest.mark.parametrize('key, value, empty', [
+    ('audio_weights', 'mine.pth', None), ('captions', 'settings.ini', None), ('captions_seen', 'train, val', ()), ('methods', 'mgrl', ())])
+def test_an_empty_value_clears_what_the_profile_says(project, key, value, empty):
+    "Given by name, on the command line, and as papermill hands it to a notebook"
+    (project/'settings.ini').write_text((project/'settings.ini').read_text().replace('[DEFAULT]\n', f'[DEFAULT]\n{key} = {value}\n'))
+    assert getattr(load(), key)
+    cleared = load(**{key: ''})
+    assert getattr(cleared, key) == empty
+    given = cli.parameters(cleared, {key: ''})
+    assert getattr(from_parameters(given), key) == empty

@@ -8,6 +8,7 @@ import hashlib, io, json, re
 from contextlib import suppress
 from dataclasses import dataclass
 from math import ceil, floor, inf
+from itertools import zip_longest
 from pathlib import Path
 from urllib.parse import quote
 import numpy as np, pandas as pd, soundfile
@@ -410,10 +411,23 @@ def _fill(template:str, **values)->str:
     style = (ASSETS/'report.css').read_text(encoding='utf-8').strip()
     return env.get_template(template).render(css=Markup(style), **values)
 
+# %% ../../nbs/results/73_report.ipynb #27b063da
+def _described(nb, captions:dict[str, str]): # name of a figure -> its caption; the notebook is changed
+    "Give every picture in the outputs a text that stands for it."
+    heading = ''
+    for cell in nb.cells:
+        if cell.cell_type == 'markdown': heading = ([heading] + re.findall(r'^#+ +(.+)$', cell.source, re.M))[-1]
+        named = [captions.get(name, '') for name in re.findall(r"\.figure\('([^']+)'", cell.source)]
+        pictures = [o for o in cell.get('outputs', []) if 'image/png' in o.get('data', {})]
+        for picture, caption in zip_longest(pictures, named[:len(pictures)]):
+            picture['metadata'] = {'image/png': dict(alt=caption or f'Figure: {heading}')}
+    return nb
+
 # %% ../../nbs/results/73_report.ipynb #82cc9f91
 def notebook_page(file:Path)->Path: # the same name, .html
     "Write an executed notebook as a static page beside it. ValueError naming the file if it is not a notebook."
-    html = body(read_notebook(file))
+    captions = {Path(f['path']).stem: f['caption'] for f in _figures(file.parent)[0]}
+    html = body(_described(read_notebook(file), captions))
     page = _fill('notebook.html.j2', title=f'{about(file).title} ({file.parent.parent.name})', body=Markup(html))
     return write_file(file.with_suffix('.html'), page)
 
