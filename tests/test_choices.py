@@ -7,6 +7,7 @@ from atr_nb.methods.baseline import Baseline
 from atr_nb.methods.cmlf import SHARES
 from atr_nb.methods.hci_ac import HCI
 from atr_nb.methods.mgrl import MGRL
+from atr_nb.methods.tha_dcr import THA
 from atr_nb.results.choices import choices_of, chosen, declaring, first_written
 from atr_nb.results.experiment import mined
 from atr_nb.settings import load
@@ -15,17 +16,14 @@ from atr_nb.settings import load
 def defaults(function): return {name: p.default for name, p in inspect.signature(function).parameters.items()}
 
 
-NOT_TRIED = pytest.mark.xfail(reason='its trials were not made yet', strict=True)
-
-
-@pytest.mark.parametrize('method', [pytest.param(m, marks=NOT_TRIED if m == 'tha_dcr' else ()) for m in declaring()])
+@pytest.mark.parametrize('method', declaring())
 def test_what_was_chosen_is_one_of_the_values(method):
     values = chosen(load('embedded'), method)
     assert set(values) == set(choices_of(method)), 'run `atr-nb reproduce --papers choices`'
     assert all(values[name] in choices_of(method)[name] for name in values)
 
 
-@pytest.mark.parametrize('method, of', [('mgrl', MGRL), ('hci_ac', HCI)])
+@pytest.mark.parametrize('method, of', [('mgrl', MGRL), ('hci_ac', HCI), ('tha_dcr', THA)])
 def test_the_winner_is_the_default(method, of):
     "Of the methods; the baseline stays as it was published, and a learning rate belongs to a profile"
     values = {name: value for name, value in chosen(load('embedded'), method).items() if name != 'learning_rate'}
