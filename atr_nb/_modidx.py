@@ -1135,6 +1135,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'atr_nb.results.plan._base': ('results/plan.html#_base', 'atr_nb/results/plan.py'),
                                      'atr_nb.results.plan._carry_out': ('results/plan.html#_carry_out', 'atr_nb/results/plan.py'),
                                      'atr_nb.results.plan._mean': ('results/plan.html#_mean', 'atr_nb/results/plan.py'),
+                                     'atr_nb.results.plan._not_asked': ('results/plan.html#_not_asked', 'atr_nb/results/plan.py'),
                                      'atr_nb.results.plan._patched': ('results/plan.html#_patched', 'atr_nb/results/plan.py'),
                                      'atr_nb.results.plan._place': ('results/plan.html#_place', 'atr_nb/results/plan.py'),
                                      'atr_nb.results.plan._seconds': ('results/plan.html#_seconds', 'atr_nb/results/plan.py'),

@@ -52,9 +52,9 @@ def test_several_pages(paper, project, ask):
     status, said, _ = ask('--plan')
     lines = said.splitlines()
     assert status == 1 and lines[0].startswith('baseline: 2 runs to do, 0 at hand;')
-    assert lines[1] == 'mgrl: no runs to do, 2 at hand'
+    assert lines[1] == 'mgrl: no runs to do, 0 at hand, 2 shared with earlier pages'
     assert lines[2].startswith('zebra: no plan (ValueError: ') and 'no such method' in lines[2]
-    assert lines[3].startswith('all: 2 runs to do, 2 at hand, and perhaps others')
+    assert lines[3].startswith('all: 2 runs to do, 0 at hand, and perhaps others')
     assert not (project/'shown').exists() and not (project/'reports').exists()
 
 
