@@ -156,6 +156,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'atr_nb.data.audio._ends': ('data/audio.html#_ends', 'atr_nb/data/audio.py'),
                                    'atr_nb.data.audio._more_to_come': ('data/audio.html#_more_to_come', 'atr_nb/data/audio.py'),
                                    'atr_nb.data.audio._read': ('data/audio.html#_read', 'atr_nb/data/audio.py'),
+                                   'atr_nb.data.audio._read_span': ('data/audio.html#_read_span', 'atr_nb/data/audio.py'),
                                    'atr_nb.data.audio._source': ('data/audio.html#_source', 'atr_nb/data/audio.py'),
                                    'atr_nb.data.audio.aisfx_filters': ('data/audio.html#aisfx_filters', 'atr_nb/data/audio.py'),
                                    'atr_nb.data.audio.check_audio': ('data/audio.html#check_audio', 'atr_nb/data/audio.py'),
