@@ -10,7 +10,7 @@ from pathlib import Path
 import errno, hashlib, os, re, sys, time
 from .notebooks import about, read_notebook
 from .pages import readme, refresh, site
-from .settings import WITHOUT_EFFECT, Settings, find_ini, load, suggest
+from .settings import OWN, WITHOUT_EFFECT, Settings, find_ini, load, suggest
 
 # %% auto #0
 __all__ = ['notebooks', 'choose', 'Progress', 'tables', 'tidy', 'alone', 'execute', 'parameters', 'told', 'reproduce', 'report',
@@ -71,10 +71,14 @@ def tables(cell)->list[str]:
     return [t.strip() for t in texts if re.search(r'^\|[-:| ]+\|\s*$', t, re.M)]
 
 # %% ../nbs/80_cli.ipynb #a7fa016a
+def _of_a_machine(value)->bool: # a place on its disks, or a list with one
+    if isinstance(value, list): return any(map(_of_a_machine, value))
+    return str(value).removeprefix(OWN).startswith(('/', '~'))
+
 def tidy(nb):
     "Remove from an executed notebook what differs between two equal runs, in place"
     given = nb.metadata.get('papermill', {}).get('parameters', {})
-    given = {k: v for k, v in given.items() if not str(v).startswith(('/', '~'))}
+    given = {k: v for k, v in given.items() if not _of_a_machine(v)}
     kept = {k: v for k, v in nb.metadata.items() if k == 'atr_nb'}
     if given: kept['papermill'] = dict(parameters=given)
     nb.metadata.clear()
@@ -238,11 +242,14 @@ def report(args:Namespace)->int:
 
 def data_check(args:Namespace)->int: # 1 if there is any problem
     "Decode every clip of a folder, print a line for each problem and a summary"
-    from atr_nb.data.datasets import Folder, unplayable
-    clips = Folder(args.folder)
+    from atr_nb.data.datasets import SPLITS, Folder, unplayable
+    folder = Path(args.folder).expanduser()
+    clips = Folder(folder, captioned=(folder/'metadata.csv').is_file())
     problems = unplayable(clips)
     print(*problems, sep='\n', end='\n' if problems else '')
     print(f'{len(clips)} clips, {len(clips.flat_captions)} captions, {len(problems) or "no"} problem{"s" * (len(problems) != 1)}')
+    if clips.flat_captions: print(', '.join(f'{split} {n}' for split, n in (dict.fromkeys(SPLITS, 0) | clips.sizes).items()))
+    else: print('no metadata.csv: these sounds can be searched; to train or measure, they need captions')
     return int(bool(problems))
 
 def compare(args:Namespace)->int:
@@ -295,7 +302,7 @@ def parser()->ArgumentParser:
     p.add_argument('a', metavar='A', help='a folder of reports, of one profile, or of one paper')
     p.add_argument('b', metavar='B', help='another')
     data = commands.add_parser('data', help='look after data').add_subparsers(dest='what', required=True, metavar='COMMAND')
-    command('check', data_check, 'decode every clip of a folder with a metadata.csv and list what is wrong', data).add_argument('folder', metavar='FOLDER')
+    command('check', data_check, 'decode every clip of a folder and list what is wrong; say how many train, validate and test', data).add_argument('folder', metavar='FOLDER')
     command('settings', show, 'print what a profile comes to').add_argument('--profile', metavar='P')
     command('docs', pages, 'write the notebooks as a browsable HTML site').add_argument('--out', default='_docs', metavar='DIR')
     command('readme', pages, 'run nbs/index.ipynb and write README.md from it')

@@ -190,7 +190,7 @@ def inside(
     if not there: raise FileNotFoundError(f"{where}: {name!r} is not a file in {folder}; correct the row or delete it")
     return folder/name
 
-# %% ../../nbs/data/12_datasets.ipynb #8cbc498a
+# %% ../../nbs/data/12_datasets.ipynb #fd472b30
 def _cells(table:pd.DataFrame, column:str, path:Path)->list[str]: # of an optional column that, if there, is filled
     for n, cell in enumerate(table[column]):
         if not cell.strip(): raise ValueError(f"{path}, row {n+2}: empty {column}; fill it in or delete the column")
@@ -215,7 +215,7 @@ def _splits(table:pd.DataFrame, path:Path)->list[str]:
     if 'split' in table: return [usual_split(cell) for cell in _cells(table, 'split', path)]
     return [drawn_split(name) for name in (_cells(table, 'group', path) if 'group' in table else table.file_name)]
 
-# %% ../../nbs/data/12_datasets.ipynb #44aa665e
+# %% ../../nbs/data/12_datasets.ipynb #31968c08
 def described(
     folder:Path, # holds metadata.csv
     )->pd.DataFrame: # a row per clip: id, path, span, captions, split
@@ -263,7 +263,7 @@ class Folder(Files):
         kept = its.iloc[take(list(its.id), [len(c) if split == 'train' else 1 for c in its.captions], most)]
         captions = list(kept.captions) if captioned else None
         super().__init__(name or folder.resolve().name, split, list(kept.id), captions, list(kept.path), spans=list(kept.span))
-        if len(kept) < len(its): self.note = f"{len(kept):,} of {len(its):,} {split} clips, by lot ({split}_size={most})"
+        if len(kept) < len(its): self.note = f"{len(kept):,} of {len(its):,} clips, by lot ({split}_size={most})"
 
     def audio(self, i:int, sample_rate:int)->Tensor: # float32 (samples,)
         if self.spans[i] is None and (seconds := self.duration(i)) > LONGEST: raise AudioError(
