@@ -64,7 +64,8 @@ class Settings:
     def __repr__(self): return f'Settings({", ".join(f"{k}={v!r}" for k, v in self.describe().items())})'
     def _repr_markdown_(self):
         show = lambda v: ', '.join(map(str, v)) if isinstance(v, list) else v
-        return '| setting | value |\n|---|---|\n' + '\n'.join(f'| {k} | {show(v)} |' for k, v in self.describe().items())
+        plain = lambda v: re.sub(r'[&<>|`*$\[\]]', lambda sign: f'&#{ord(sign[0])};', str(show(v))) # names of folders may hold markup
+        return '| setting | value |\n|---|---|\n' + '\n'.join(f'| {k} | {plain(v)} |' for k, v in self.describe().items())
 
 # %% ../nbs/00_settings.ipynb #2defc5f6
 _types = {k: t for k, t in get_type_hints(Settings).items() if k not in ('root', 'folders')}
@@ -131,7 +132,7 @@ def _checked(key, value, root, source='')->object:
     except (ValueError, TypeError, KeyError, OverflowError): pass
     raise ValueError(f'{source}{key}={value!r} will not do; expected {expected}')
 
-# %% ../nbs/00_settings.ipynb #075474ac
+# %% ../nbs/00_settings.ipynb #edbb08d0
 def _own_folders(datasets:tuple[str,...], root:Path)->dict: # the settings `datasets` and `folders`
     "Give folders of one's own their names. ValueError if two have the same."
     names, folders = [], {}
