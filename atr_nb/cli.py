@@ -248,7 +248,8 @@ def data_check(args:Namespace)->int: # 1 if there is any problem
     problems = unplayable(clips)
     print(*problems, sep='\n', end='\n' if problems else '')
     print(f'{len(clips)} clips, {len(clips.flat_captions)} captions, {len(problems) or "no"} problem{"s" * (len(problems) != 1)}')
-    if clips.flat_captions: print(', '.join(f'{split} {n}' for split, n in (dict.fromkeys(SPLITS, 0) | clips.sizes).items()))
+    sizes = dict.fromkeys(SPLITS, 0) | clips.sizes
+    if clips.flat_captions: print(', '.join(f'{split} {n}' for split, n in sizes.items()))
     else: print('no metadata.csv: these sounds can be searched; to train or measure, they need captions')
     return int(bool(problems))
 
@@ -302,7 +303,8 @@ def parser()->ArgumentParser:
     p.add_argument('a', metavar='A', help='a folder of reports, of one profile, or of one paper')
     p.add_argument('b', metavar='B', help='another')
     data = commands.add_parser('data', help='look after data').add_subparsers(dest='what', required=True, metavar='COMMAND')
-    command('check', data_check, 'decode every clip of a folder and list what is wrong; say how many train, validate and test', data).add_argument('folder', metavar='FOLDER')
+    p = command('check', data_check, 'decode every clip of a folder, list what is wrong and the splits', data)
+    p.add_argument('folder', metavar='FOLDER')
     command('settings', show, 'print what a profile comes to').add_argument('--profile', metavar='P')
     command('docs', pages, 'write the notebooks as a browsable HTML site').add_argument('--out', default='_docs', metavar='DIR')
     command('readme', pages, 'run nbs/index.ipynb and write README.md from it')

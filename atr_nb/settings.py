@@ -23,9 +23,9 @@ WITHOUT_EFFECT = 'force', 'jobs', 'methods' # settings that cannot change a run'
 class Settings:
     "Everything a run needs to know. Build it with `load` or `from_parameters`, which check every value."
     profile:str = 'embedded' # the section of settings.ini; also the folder under `out`
-    datasets:tuple[str,...] = ('scenes-sparse', 'scenes-dense') # what to train and test on: scenes-sparse, scenes-dense, audiocaps, clotho, folder:PATH
+    datasets:tuple[str,...] = ('scenes-sparse', 'scenes-dense') # or audiocaps, clotho, folder:PATH
     train_size:int = 0 # training pairs of a clip and a caption, so that data with several captions per clip cost no more
-    val_size:int = 0 # validation clips; for this and the other two: 0 means all of it, scenes need a number, a folder of yours takes at most so many
+    val_size:int = 0 # validation clips; all sizes: 0 means all, scenes need a number, for a folder a limit
     test_size:int = 0 # test clips
     audio_encoder:str = 'aisfx' # aisfx, cnn10, cnn14, resnet38, htsat or ast
     audio_weights:Path|None = None # a PANNs checkpoint as downloaded; for htsat and ast the folder of a CLAP model or an AST; empty: random weights (aisfx brings its own)
@@ -53,7 +53,7 @@ class Settings:
     force:bool = False # run again what has been run already
     methods:tuple[str,...] = () # which methods the page of choices makes trials of; empty: all that declare choices
     root:Path = Path('.') # the folder of settings.ini; found, not set
-    folders:dict[str,Path] = field(default_factory=dict, hash=False) # folder:NAME among the datasets -> where it lies; found, not set
+    folders:dict[str,Path] = field(default_factory=dict, hash=False) # folder:NAME -> where it lies; found, not set
 
     def describe(self)->dict: # name -> plain value; paths are shortened, so that the page reads the same on every machine
         "What was asked for, without what cannot change a run's numbers (`force`, `jobs`, `methods`, `root`)"
@@ -63,9 +63,10 @@ class Settings:
 
     def __repr__(self): return f'Settings({", ".join(f"{k}={v!r}" for k, v in self.describe().items())})'
     def _repr_markdown_(self):
-        show = lambda v: ', '.join(map(str, v)) if isinstance(v, list) else v
-        plain = lambda v: re.sub(r'[&<>|`*$\[\]]', lambda sign: f'&#{ord(sign[0])};', str(show(v))) # names of folders may hold markup
-        return '| setting | value |\n|---|---|\n' + '\n'.join(f'| {k} | {plain(v)} |' for k, v in self.describe().items())
+        show = lambda v: ', '.join(map(str, v)) if isinstance(v, list) else str(v)
+        def plain(v): return re.sub(r'[&<>|`*$\[\]]', lambda sign: f'&#{ord(sign[0])};', show(v)) # of folders' names
+        rows = [f'| {k} | {plain(v)} |' for k, v in self.describe().items()]
+        return '\n'.join(['| setting | value |\n|---|---|', *rows])
 
 # %% ../nbs/00_settings.ipynb #2defc5f6
 _types = {k: t for k, t in get_type_hints(Settings).items() if k not in ('root', 'folders')}
@@ -132,7 +133,7 @@ def _checked(key, value, root, source='')->object:
     except (ValueError, TypeError, KeyError, OverflowError): pass
     raise ValueError(f'{source}{key}={value!r} will not do; expected {expected}')
 
-# %% ../nbs/00_settings.ipynb #edbb08d0
+# %% ../nbs/00_settings.ipynb #75e363ab
 def _own_folders(datasets:tuple[str,...], root:Path)->dict: # the settings `datasets` and `folders`
     "Give folders of one's own their names. ValueError if two have the same."
     names, folders = [], {}

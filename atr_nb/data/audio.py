@@ -118,7 +118,7 @@ def _read(path:str|Path)->tuple[Tensor, int]: # mono waveform (S,), samples per 
         raise AudioError(f"{path}: is cut short, {told} and {len(waveform) / rate:.2f} s are there; copy or download it again")
     return waveform, rate
 
-def _read_span(path:str|Path, start:float, stop:float)->tuple[Tensor, int]: # as `_read`, of what lies between two times (s)
+def _read_span(path:str|Path, start:float, stop:float)->tuple[Tensor, int]: # as `_read`, between two times in seconds
     with opened(path, sf.SoundFile) as f:
         rate, sought = f.samplerate, f.frames < UNKNOWN
         first, n = round(start * rate), round((stop - start) * rate)
@@ -128,7 +128,7 @@ def _read_span(path:str|Path, start:float, stop:float)->tuple[Tensor, int]: # as
             waveform = torch.from_numpy(f.read(lead + n, dtype='float32', always_2d=True)).mean(1)[lead:]
     if not sought: waveform = _read(path)[0][first:first + n]
     if len(waveform) < n - 0.1 * rate:
-        raise AudioError(f"{path}: ends before {stop:g} s; correct the times, or copy the file again if it was cut short")
+        raise AudioError(f"{path}: ends before {stop:g} s; correct the times, or copy a file that was cut short again")
     return waveform, rate
 
 def file_duration(

@@ -39,7 +39,8 @@ def check_clips(
         if id in first: raise ValueError(f"{where}: duplicate id {id!r} (clips {first[id]} and {i}); each clip needs an id of its own")
         first[id] = i
     if captions is None: return
-    if len(ids) != len(captions): raise ValueError(f"{where}: {len(ids)} ids but captions for {len(captions)} clips; give one list of captions per id")
+    if len(ids) != len(captions): raise ValueError(
+        f"{where}: {len(ids)} ids but captions for {len(captions)} clips; give one list of captions per id")
     for id, cs in zip(ids, captions):
         if isinstance(cs, str): raise ValueError(f"{where}: captions of clip {id!r} are a string; put it in a list")
         if not cs: raise ValueError(f"{where}: clip {id!r} has no caption; write one or drop the clip")
@@ -190,7 +191,7 @@ def inside(
     if not there: raise FileNotFoundError(f"{where}: {name!r} is not a file in {folder}; correct the row or delete it")
     return folder/name
 
-# %% ../../nbs/data/12_datasets.ipynb #fd472b30
+# %% ../../nbs/data/12_datasets.ipynb #b1c9ed20
 def _cells(table:pd.DataFrame, column:str, path:Path)->list[str]: # of an optional column that, if there, is filled
     for n, cell in enumerate(table[column]):
         if not cell.strip(): raise ValueError(f"{path}, row {n+2}: empty {column}; fill it in or delete the column")
@@ -201,13 +202,14 @@ def _span(start:str, end:str, where:str)->Span|None: # two cells
     try: span = float(start), float(end)
     except ValueError: span = 0., 0.
     if not 0 <= span[0] < span[1] < float('inf'):
-        raise ValueError(f"{where}: start {start!r} and end {end!r} are no part of a file; give both in seconds, the end "
-                         "after the start, or neither")
+        raise ValueError(f"{where}: start {start!r} and end {end!r} are no part of a file; give both in seconds, the "
+                         "end after the start, or neither")
     return span
 
 def _spans(table:pd.DataFrame, path:Path)->list[Span|None]:
     given = [c for c in ('start', 'end') if c in table]
-    if len(given) == 1: raise ValueError(f"{path} has a column {given[0]!r} alone; a part of a file needs 'start' and 'end', in seconds")
+    if len(given) == 1: raise ValueError(
+        f"{path} has a column {given[0]!r} alone; a part of a file needs 'start' and 'end', in seconds")
     if not given: return [None] * len(table)
     return [_span(*cells, f'{path}, row {n+2}') for n, cells in enumerate(zip(table.start, table.end))]
 
@@ -215,22 +217,25 @@ def _splits(table:pd.DataFrame, path:Path)->list[str]:
     if 'split' in table: return [usual_split(cell) for cell in _cells(table, 'split', path)]
     return [drawn_split(name) for name in (_cells(table, 'group', path) if 'group' in table else table.file_name)]
 
-# %% ../../nbs/data/12_datasets.ipynb #31968c08
+# %% ../../nbs/data/12_datasets.ipynb #a3d05859
 def described(
     folder:Path, # holds metadata.csv
     )->pd.DataFrame: # a row per clip: id, path, span, captions, split
     "The clips that a folder's table describes. The whole table is checked."
     path = folder/'metadata.csv'
     if not path.is_file(): raise FileNotFoundError(
-        f"{path} does not exist; it should have a row for each of the {len(sounds_in(folder)):,} sounds, with columns 'file_name' and 'caption'. "
-        'Sounds without captions can be searched; to train or measure, somebody has to describe them')
+        f"{path} does not exist; it should have a row for each of the {len(sounds_in(folder)):,} sounds, with columns "
+        "'file_name' and 'caption'. Sounds without captions can be searched; to train or measure, somebody has to "
+        'describe them')
     table = read_table(path)
-    if 'file_name' not in table: raise ValueError(f"{path} has no column 'file_name' with the path of each clip. Its columns: {', '.join(table.columns)}")
+    if 'file_name' not in table: raise ValueError(
+        f"{path} has no column 'file_name' with the path of each clip. Its columns: {', '.join(table.columns)}")
     captions, spans = read_captions(table, path), _spans(table, path)
     files = [inside(folder, f, f"{path}, row {n+2}") for n, f in enumerate(table.file_name)]
     ids = list(table['id']) if 'id' in table else [part_name(f, span) for f, span in zip(table.file_name, spans)]
     check_clips(ids, captions, str(path))
-    return pd.DataFrame(dict(id=ids, path=files, span=spans, captions=captions, split=_splits(table, path)), dtype=object)
+    columns = dict(id=ids, path=files, span=spans, captions=captions, split=_splits(table, path))
+    return pd.DataFrame(columns, dtype=object)
 
 def _windows(path:Path)->list[Span|None]:
     try: return windows(file_duration(path))
@@ -239,7 +244,8 @@ def _windows(path:Path)->list[Span|None]:
 def undescribed(folder:Path)->pd.DataFrame: # as from `described`
     "All sounds in a folder, without captions, long ones in windows."
     found = [(file, inside(folder, file, str(folder))) for file in sounds_in(folder)]
-    rows = [(part_name(file, span), path, span, [], drawn_split(file)) for file, path in found for span in _windows(path)]
+    rows = [(part_name(file, span), path, span, [], drawn_split(file))
+            for file, path in found for span in _windows(path)]
     return pd.DataFrame(rows, columns=['id', 'path', 'span', 'captions', 'split'], dtype=object)
 
 # %% ../../nbs/data/12_datasets.ipynb #62de375b
@@ -257,18 +263,19 @@ class Folder(Files):
         clips = described(folder) if captioned else undescribed(folder)
         self.sizes = dict(Counter(clips.split)) # clips of each split
         if split not in ('all', *self.sizes): raise ValueError(
-            f"{folder} has no split {split!r}; it has 'all'{''.join(f', {k!r}' for k in sorted(self.sizes))}. A column 'split' of "
-            'metadata.csv says which clip belongs where; without one the lot decides, and more clips help')
+            f"{folder} has no split {split!r}; it has {', '.join(map(repr, ['all', *sorted(self.sizes)]))}. A column "
+            "'split' of metadata.csv says which clip belongs where; without one the lot decides, and more clips help")
         its = clips if split == 'all' else clips[clips.split == split]
         kept = its.iloc[take(list(its.id), [len(c) if split == 'train' else 1 for c in its.captions], most)]
         captions = list(kept.captions) if captioned else None
-        super().__init__(name or folder.resolve().name, split, list(kept.id), captions, list(kept.path), spans=list(kept.span))
+        super().__init__(name or folder.resolve().name, split, list(kept.id), captions, list(kept.path),
+                         spans=list(kept.span))
         if len(kept) < len(its): self.note = f"{len(kept):,} of {len(its):,} clips, by lot ({split}_size={most})"
 
     def audio(self, i:int, sample_rate:int)->Tensor: # float32 (samples,)
         if self.spans[i] is None and (seconds := self.duration(i)) > LONGEST: raise AudioError(
-            f"{self.paths[i]}: {seconds:,.0f} s as one clip, and {LONGEST:.0f} s are the most; say in columns 'start' and 'end' of "
-            'metadata.csv which part of it a caption describes')
+            f"{self.paths[i]}: {seconds:,.0f} s as one clip, and {LONGEST:.0f} s are the most; say in columns 'start' "
+            "and 'end' of metadata.csv which part of it a caption describes")
         return super().audio(i, sample_rate)
 
 # %% ../../nbs/data/12_datasets.ipynb #16cbe8b3
@@ -427,7 +434,8 @@ def unplayable(
     if heard:
         known = load_json(heard) if intact(heard, load_json) else {}
         stats = [path.stat() for path in clips.paths]
-        now = {id: [s.st_size, s.st_mtime_ns, span and list(span)] for id, s, span in zip(clips.ids, stats, clips.spans)}
+        of_clips = zip(clips.ids, stats, clips.spans)
+        now = {id: [s.st_size, s.st_mtime_ns, span and list(span)] for id, s, span in of_clips}
     todo = [i for i, id in enumerate(clips.ids) if not heard or known.get(id) != now[id]]
     with tqdm(todo, desc=f'listening to {clips.name}', unit='clip', leave=False, delay=2) as bar:
         said = {clips.ids[i]: _complaint(clips, i, sample_rate) for i in bar}

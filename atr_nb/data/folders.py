@@ -24,7 +24,8 @@ def sounds_in(
     if not names: raise ValueError(f"{folder} holds no sounds; they end in {', '.join(AUDIO_SUFFIXES)}")
     for name in names:
         try: name.encode()
-        except UnicodeEncodeError: raise ValueError(f"{folder}: the name of {name!r} is not UTF-8; rename the file") from None
+        except UnicodeEncodeError:
+            raise ValueError(f"{folder}: the name of {name!r} is not UTF-8; rename the file") from None
     return names
 
 # %% ../../nbs/data/11_folders.ipynb #a623462a

@@ -93,16 +93,18 @@ def _check_folder(settings:Settings, dataset:str)->None:
     parts = {split: open_split(settings, dataset, split) for split in ('train', 'val', 'test')}
     pairs = len(parts['train'].flat_captions)
     if pairs < settings.batch_size: raise ValueError(
-        f'{dataset}: {pairs} training captions do not fill a batch of batch_size={settings.batch_size}; set batch_size={max(2, pairs)} '
-        f'or less, or add sounds to {folder}')
+        f'{dataset}: {pairs} training captions do not fill a batch of batch_size={settings.batch_size}; '
+        f'set batch_size={max(2, pairs)} or less, or add sounds to {folder}')
     for split in ('val', 'test'):
+        size = split_size(settings, dataset, split)
         if len(parts[split]) < FEWEST: raise ValueError(
-            f'{dataset}: one clip for {split} is too few ({split}_size={getattr(settings, f"{split}_size")}); add sounds to {folder}, '
+            f'{dataset}: one clip for {split} is too few ({split}_size={size}); add sounds to {folder}, '
             'or say in a column split of its metadata.csv which to take')
     heard = {split: settings.cache/'heard'/f'{hash_json([str(folder), split, code])[:20]}.json' for split in parts}
     problems = [told for split, clips in parts.items() for told in unplayable(clips, heard=heard[split])]
     if problems: raise ValueError(
-        f'{dataset}: {len(problems):,} of its clips cannot be used; atr-nb data check {quote(str(folder))} lists all. The first: ' + '; '.join(problems[:3]))
+        f'{dataset}: {len(problems):,} of its clips cannot be used; atr-nb data check {quote(str(folder))} lists all. '
+        'The first: ' + '; '.join(problems[:3]))
 
 TABLES = {'audiocaps': ('train.csv', 'val.csv', 'test.csv'),
           'clotho': tuple(f'clotho_captions_{part}.csv' for part in ('development', 'validation', 'evaluation'))}

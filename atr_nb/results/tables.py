@@ -320,7 +320,8 @@ def write_tables(
     )->None:
     "Write `tables.md` and `tables.csv`."
     folder = Path(folder)
-    frames = pd.concat([t.frame.assign(table=t.name, embedded=t.frame.dataset.str.startswith('scenes')) for t in tables])
+    frames = pd.concat([t.frame.assign(table=t.name) for t in tables])
+    frames['embedded'] = frames.dataset.str.startswith('scenes')
     first = ['table', 'row', 'dataset', 'split', 'embedded']
     ordered = frames[first + [c for c in frames if c not in first]]
     write_file(folder/'tables.md', '# Tables\n\n' + '\n'.join(t._repr_markdown_() for t in tables))
