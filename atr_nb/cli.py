@@ -11,7 +11,7 @@ import atr_nb
 import errno, hashlib, json, os, re, signal, subprocess, sys, textwrap, time
 from .notebooks import about, read_notebook
 from .pages import readme, refresh
-from .settings import WITHOUT_EFFECT, Settings, find_ini, load, profiles, suggest
+from .settings import OWN, WITHOUT_EFFECT, Settings, find_ini, load, profiles, suggest
 
 # %% auto #0
 __all__ = ['notebooks', 'choose', 'Progress', 'tables', 'tidy', 'alone', 'execute', 'parameters', 'told', 'reproduce', 'report',
@@ -90,10 +90,14 @@ def tables(cell)->list[str]:
     return [t.strip() for t in texts if re.search(r'^\|[-:| ]+\|\s*$', t, re.M)]
 
 # %% ../nbs/80_cli.ipynb #a7fa016a
+def _of_a_machine(value)->bool: # a place on its disks, or a list with one
+    if isinstance(value, list): return any(map(_of_a_machine, value))
+    return str(value).removeprefix(OWN).startswith(('/', '~'))
+
 def tidy(nb):
     "Remove from an executed notebook what differs between two equal runs, in place"
     given = nb.metadata.get('papermill', {}).get('parameters', {})
-    given = {k: v for k, v in given.items() if not str(v).startswith(('/', '~'))}
+    given = {k: v for k, v in given.items() if not _of_a_machine(v)}
     kept = {k: v for k, v in nb.metadata.items() if k == 'atr_nb'}
     if given: kept['papermill'] = dict(parameters=given)
     nb.metadata.clear()
@@ -289,11 +293,15 @@ def report(args:Namespace)->int:
 
 def data_check(args:Namespace)->int: # 1 if there is any problem
     "Decode every clip of a folder, print a line for each problem and a summary"
-    from atr_nb.data.datasets import Folder, unplayable
-    clips = Folder(args.folder)
+    from atr_nb.data.datasets import SPLITS, Folder, unplayable
+    folder = Path(args.folder).expanduser()
+    clips = Folder(folder, captioned=(folder/'metadata.csv').is_file())
     problems = unplayable(clips)
     print(*problems, sep='\n', end='\n' if problems else '')
     print(f'{len(clips)} clips, {len(clips.flat_captions)} captions, {len(problems) or "no"} problem{"s" * (len(problems) != 1)}')
+    sizes = dict.fromkeys(SPLITS, 0) | clips.sizes
+    if clips.flat_captions: print(', '.join(f'{split} {n}' for split, n in sizes.items()))
+    else: print('no metadata.csv: these sounds can be searched; to train or measure, they need captions')
     return int(bool(problems))
 
 def compare(args:Namespace)->int:
@@ -391,10 +399,10 @@ def parser()->ArgumentParser:
     p.add_argument('a', metavar='A', help='a folder of reports, of one profile, or of one paper')
     p.add_argument('b', metavar='B', help='another')
     data = commands.add_parser('data', help='look after data').add_subparsers(dest='what', required=True, metavar='COMMAND')
-    command('check', data_check, 'decode every clip of a folder with a metadata.csv and list what is wrong', data).add_argument(
-        'folder', metavar='FOLDER', help='a folder with sounds and a metadata.csv')
-    command('settings', show, 'print what a profile comes to, and what each setting means').add_argument(
-        '--profile', metavar='P', help='a section of settings.ini (default: embedded)')
+    p = command('check', data_check, 'decode every clip of a folder, list what is wrong and the splits', data)
+    p.add_argument('folder', metavar='FOLDER', help='a folder with sounds, and a metadata.csv if they have captions')
+    p = command('settings', show, 'print what a profile comes to, and what each setting means')
+    p.add_argument('--profile', metavar='P', help='a section of settings.ini (default: embedded)')
     command('readme', front_page, 'run nbs/index.ipynb and write README.md from it')
     return top
 

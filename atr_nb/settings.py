@@ -5,7 +5,7 @@
 # %% ../nbs/00_settings.ipynb #630b765d
 from __future__ import annotations
 from configparser import ConfigParser, Error as IniError
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from math import isfinite
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import get_args, get_origin, get_type_hints
 import os, re
 
 # %% auto #0
-__all__ = ['WITHOUT_EFFECT', 'Settings', 'suggest', 'find_ini', 'profiles', 'load', 'from_parameters']
+__all__ = ['WITHOUT_EFFECT', 'OWN', 'Settings', 'suggest', 'find_ini', 'profiles', 'load', 'from_parameters']
 
 # %% ../nbs/00_settings.ipynb #7377b4de
 WITHOUT_EFFECT = 'force', 'jobs', 'methods' # settings that cannot change a run's numbers
@@ -23,9 +23,9 @@ WITHOUT_EFFECT = 'force', 'jobs', 'methods' # settings that cannot change a run'
 class Settings:
     "Everything a run needs to know. Build it with `load` or `from_parameters`, which check every value."
     profile:str = 'embedded' # the section of settings.ini; also the folder under `out`
-    datasets:tuple[str,...] = ('scenes-sparse', 'scenes-dense') # what to train and test on
+    datasets:tuple[str,...] = ('scenes-sparse', 'scenes-dense') # or audiocaps, clotho, folder:PATH
     train_size:int = 0 # training pairs of a clip and a caption, so that data with several captions per clip cost no more
-    val_size:int = 0 # validation clips; for this and the other two: 0 means all of audiocaps or clotho, scenes need a number
+    val_size:int = 0 # validation clips; all sizes: 0 means all, scenes need a number, for a folder a limit
     test_size:int = 0 # test clips
     audio_encoder:str = 'aisfx' # aisfx, cnn10, cnn14, resnet38, htsat or ast
     audio_weights:Path|None = None # a PANNs checkpoint as downloaded; for htsat and ast the folder of a CLAP model or an AST; empty: random weights (aisfx brings its own)
@@ -53,18 +53,24 @@ class Settings:
     force:bool = False # run again what has been run already
     methods:tuple[str,...] = () # which methods the page of choices makes trials of; empty: all that declare choices
     root:Path = Path('.') # the folder of settings.ini; found, not set
+    folders:dict[str,Path] = field(default_factory=dict, hash=False) # folder:NAME -> where it lies; found, not set
 
     def describe(self)->dict: # name -> plain value; paths are shortened, so that the page reads the same on every machine
         "What was asked for, without what cannot change a run's numbers (`force`, `jobs`, `methods`, `root`)"
-        return {k: _plain(getattr(self, k), self.root) for k in _types if k not in WITHOUT_EFFECT}
+        found = {k: _plain(getattr(self, k), self.root) for k in _types if k not in WITHOUT_EFFECT}
+        lies = {name: OWN + _plain(path, self.root) for name, path in self.folders.items()}
+        return found | dict(datasets=[lies.get(d, d) for d in self.datasets])
 
     def __repr__(self): return f'Settings({", ".join(f"{k}={v!r}" for k, v in self.describe().items())})'
     def _repr_markdown_(self):
-        show = lambda v: ', '.join(map(str, v)) if isinstance(v, list) else v
-        return '| setting | value |\n|---|---|\n' + '\n'.join(f'| {k} | {show(v)} |' for k, v in self.describe().items())
+        show = lambda v: ', '.join(map(str, v)) if isinstance(v, list) else str(v)
+        def plain(v): return re.sub(r'[&<>|`*$\[\]]', lambda sign: f'&#{ord(sign[0])};', show(v)) # of folders' names
+        rows = [f'| {k} | {plain(v)} |' for k, v in self.describe().items()]
+        return '\n'.join(['| setting | value |\n|---|---|', *rows])
 
 # %% ../nbs/00_settings.ipynb #2defc5f6
-_types = {k: t for k, t in get_type_hints(Settings).items() if k != 'root'}
+_types = {k: t for k, t in get_type_hints(Settings).items() if k not in ('root', 'folders')}
+OWN = 'folder:' # before the path of a data set of one's own, and before its name
 
 def _plain(value, root:Path): # what JSON and a reader can take
     if isinstance(value, tuple): return list(value)
@@ -80,13 +86,14 @@ def _one_of(*names): return (lambda v: v in names), 'one of ' + ', '.join(names)
 def _whole(least, most, note=''): return (lambda v: least <= v <= most), f'a whole number from {least:,} to {most:,}{note}'
 def _distinct(v): return len(set(v)) == len(v) > 0
 
-_size = _whole(0, 10**8, ' (0 means all of audiocaps or clotho; scenes need a number)')
+_size = _whole(0, 10**8, ' (0 means all of audiocaps, clotho or a folder; scenes need a number)')
 _seeds = (lambda v: _distinct(v) and 0 <= min(v) <= max(v) < 2**63), 'one or more different whole numbers below 2**63, such as 0,1,2'
 _path = (lambda v: v is not None and not v.is_file()), 'a folder'
 _yes_no = (lambda v: True), 'yes or no'
 _rules = dict(
     profile=(lambda v: True, 'a section of settings.ini'),
-    datasets=(lambda v: _distinct(v) and set(v) <= set(_datasets), 'one or more of ' + ', '.join(_datasets)),
+    datasets=(lambda v: _distinct(v) and all(d in _datasets or d.removeprefix(OWN) not in (d, '') for d in v),
+              f"one or more of {', '.join(_datasets)} and {OWN}PATH, sounds of your own"),
     train_size=_size, val_size=_size, test_size=_size,
     audio_encoder=_one_of('aisfx', 'cnn10', 'cnn14', 'resnet38', 'htsat', 'ast'),
     audio_weights=(lambda v: True, 'the path of a file or a folder'), long_clips=_one_of('refuse', 'windows'),
@@ -125,6 +132,22 @@ def _checked(key, value, root, source='')->object:
         if ok(result): return result
     except (ValueError, TypeError, KeyError, OverflowError): pass
     raise ValueError(f'{source}{key}={value!r} will not do; expected {expected}')
+
+# %% ../nbs/00_settings.ipynb #75e363ab
+def _own_folders(datasets:tuple[str,...], root:Path)->dict: # the settings `datasets` and `folders`
+    "Give folders of one's own their names. ValueError if two have the same."
+    names, folders = [], {}
+    for dataset in datasets:
+        if not dataset.startswith(OWN):
+            names.append(dataset)
+            continue
+        path = Path(os.path.abspath(root/os.path.expanduser(dataset.removeprefix(OWN).strip()))) # a link keeps its name
+        name = OWN + (re.sub(r'[^\w.-]+', '-', path.name).strip('-') or 'sounds')
+        if name in folders: raise ValueError(f'datasets: {folders[name]} and {path} would both be called {name}; '
+                                             'name each folder once, and rename one of two that are called the same')
+        folders[name] = path
+        names.append(name)
+    return dict(datasets=tuple(names), folders=folders)
 
 # %% ../nbs/00_settings.ipynb #e52843e9
 def suggest(name:str, known:list[str])->str:
@@ -168,6 +191,7 @@ def load(
     for k, name in (('cache', 'ATR_NB_CACHE'), ('runs', 'ATR_NB_RUNS')):
         if env := os.environ.get(name): values[k] = _checked(k, env, root, f'environment {name}: ')
     values |= {k: _checked(k, v, root) for k, v in overrides.items() if v is not None}
+    values |= _own_folders(values.get('datasets', Settings.datasets), root)
     return _with_ablations(Settings(profile=profile, root=root, **values), overrides)
 
 def _with_ablations(s:Settings, overrides:dict)->Settings: # claims compare rows seed by seed

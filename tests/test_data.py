@@ -59,7 +59,10 @@ def test_several_caption_columns_and_ids(folder):
     clips = Folder(folder)
     assert clips.ids[2] == '007' and clips.captions[2] == ['A high tone.', 'None'] and clips.clip_of_caption.tolist() == [0,0,1,1,2,2]
 
-def test_no_metadata(tmp_path): fails('metadata.csv does not exist', Folder, tmp_path)
+def test_no_metadata(folder):
+    (folder/'metadata.csv').unlink(); fails('metadata.csv does not exist.*each of the 3 sounds', Folder, folder)
+
+def test_no_sounds(tmp_path): fails('holds no sounds', Folder, tmp_path); fails('nowhere is not a folder', Folder, tmp_path/'nowhere')
 
 def test_empty_metadata(folder):
     (folder/'metadata.csv').write_text(''); fails('metadata.csv is not a CSV file', Folder, folder)
@@ -81,7 +84,7 @@ def test_duplicate_file(folder): table(folder, file_name=['0.wav','1.wav','0.wav
 def test_duplicate_id(folder): table(folder, id=['a','b','b']); fails("duplicate id 'b'", Folder, folder)
 def test_duplicate_across_splits(folder): table(folder, id=['a','b','b'], split=['train','train','test']); fails("duplicate id 'b'", Folder, folder, 'train')
 def test_missing_file(folder): table(folder, file_name=['0.wav','gone.wav','2.wav']); fails("row 3: 'gone.wav' is not a file", Folder, folder)
-def test_unknown_split(folder): fails("no split 'train'.*add a column", Folder, folder, 'train')
+def test_unknown_split(folder): fails("no split 'tset'.*A column 'split'", Folder, folder, 'tset')
 
 @pytest.mark.parametrize('path', ['../outside.wav', 'sub/../../outside.wav', '/etc/hostname', 'link.wav', 'linked/outside.wav'])
 def test_path_that_leaves_the_folder(folder, path):

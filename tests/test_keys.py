@@ -24,7 +24,7 @@ from atr_nb.training.curriculum import MinedBatches
 from atr_nb.training.recipe import Recipe, Stage
 
 ROOT = Path(__file__).resolve().parent.parent
-SOUND = 'data.audio data.datasets data.scenes'.split()
+SOUND = 'data.audio data.folders data.datasets data.scenes'.split()
 FEATURES = SOUND + 'data.features encoders.panns encoders.aisfx model'.split()
 WORDS = 'data.features data.captions encoders.text model'.split()
 parsed = files._module.__wrapped__

@@ -14,8 +14,9 @@ from torch import nn, Tensor
 from torchaudio.functional import mask_along_axis_iid, melscale_fbanks, spectrogram
 
 # %% auto #0
-__all__ = ['LEAST_SECONDS', 'UNKNOWN', 'LEAST_RATE', 'BLOCK', 'STREAMED', 'AudioError', 'check_audio', 'opened', 'promised',
-           'file_duration', 'decode', 'mirror_ends', 'LogMel', 'aisfx_filters', 'AisfxSpectrogram', 'SpecAugment']
+__all__ = ['LEAST_SECONDS', 'UNKNOWN', 'LEAST_RATE', 'BLOCK', 'LEAD', 'STREAMED', 'AudioError', 'check_audio', 'opened',
+           'promised', 'file_duration', 'decode', 'mirror_ends', 'LogMel', 'aisfx_filters', 'AisfxSpectrogram',
+           'SpecAugment']
 
 # %% ../../nbs/data/10_audio.ipynb #27fd2d48
 LEAST_SECONDS = 0.05 # one STFT window of the aisfx front end, rounded up
@@ -68,11 +69,12 @@ def _source(path:str|Path)->str|io.BytesIO: # what to open: the file, or its con
 @contextmanager
 def opened(
     path:str|Path, # an audio file
+    how:type[sf.SoundFile]=_Forward, # `soundfile.SoundFile` for a part of it
     ): # yields a `soundfile.SoundFile`
     "Open a file that is read once, from beginning to end. `AudioError` when it cannot be understood, or what is read of it."
     try:
         if Path(path).suffix.lower() == '.raw': raise sf.LibsndfileError(1) # of a format that is none
-        with _Forward(_source(path)) as f: yield f
+        with how(_source(path)) as f: yield f
     except sf.LibsndfileError as e:
         why = e.error_string or 'damaged or cut short'
         raise AudioError(f"{path}: cannot be decoded ({why}); wav, flac, ogg and mp3 are understood") from e
@@ -80,6 +82,7 @@ def opened(
 # %% ../../nbs/data/10_audio.ipynb #acec0c75
 LEAST_RATE = 1000 # Hz; nothing that a caption speaks of is left below
 BLOCK = 2**20 # frames read at a time
+LEAD = 2 # seconds read before a part of a file
 STREAMED = 0x7FFF0000 # bytes; a wav file that claims to be larger was written into a pipe
 
 def _ends(path:str|Path)->bool: # is the last page of an ogg file there, and whole?
@@ -115,6 +118,19 @@ def _read(path:str|Path)->tuple[Tensor, int]: # mono waveform (S,), samples per 
         raise AudioError(f"{path}: is cut short, {told} and {len(waveform) / rate:.2f} s are there; copy or download it again")
     return waveform, rate
 
+def _read_span(path:str|Path, start:float, stop:float)->tuple[Tensor, int]: # as `_read`, between two times in seconds
+    with opened(path, sf.SoundFile) as f:
+        rate, sought = f.samplerate, f.frames < UNKNOWN
+        first, n = round(start * rate), round((stop - start) * rate)
+        if sought:
+            lead = min(first, f.frames, LEAD * rate)
+            f.seek(min(first, f.frames) - lead)
+            waveform = torch.from_numpy(f.read(lead + n, dtype='float32', always_2d=True)).mean(1)[lead:]
+    if not sought: waveform = _read(path)[0][first:first + n]
+    if len(waveform) < n - 0.1 * rate:
+        raise AudioError(f"{path}: ends before {stop:g} s; correct the times, or copy a file that was cut short again")
+    return waveform, rate
+
 def file_duration(
     path:str|Path, # an audio file
     )->float:
@@ -123,12 +139,13 @@ def file_duration(
     return (frames if frames < UNKNOWN else len(_read(path)[0])) / rate
 
 def decode(
-    path:str|Path, # an audio file: wav, flac, ogg, mp3
+    path:str|Path, # an audio file: wav, flac, ogg, opus, mp3
     sample_rate:int, # wanted samples per second
+    span:tuple[float, float]|None=None, # from when to when, in seconds; None: all of it
     )->Tensor: # mono waveform (S,), float32, full scale is [-1, 1]
     "Read a file, mix it to mono, resample it. `AudioError` when it cannot be read or used, `FileNotFoundError` when it is not there."
     if not Path(path).is_file(): raise FileNotFoundError(f"{path}: no such audio file; check the path in the dataset's table")
-    waveform, old = _read(path)
+    waveform, old = _read_span(path, *span) if span else _read(path)
     if old < LEAST_RATE: raise AudioError(f"{path}: has {old} samples per second, at least {LEAST_RATE} are needed; export it again")
     check_audio(waveform, path, old)
     return torch.from_numpy(soxr.resample(waveform.numpy(), old, sample_rate)) if old != sample_rate else waveform

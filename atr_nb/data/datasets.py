@@ -14,28 +14,34 @@ import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from .audio import decode, file_duration
-from ..files import code_hash, digest, hash_json
+from tqdm import tqdm
+from .audio import AudioError, decode, file_duration
+from atr_nb.data.folders import (AUDIO_SUFFIXES, LONGEST, Span, drawn_split, part_name, sounds_in, take, usual_split,
+    windows)
+from ..files import code_hash, digest, hash_json, intact, load_json, save_json
 
 # %% auto #0
-__all__ = ['SPLITS', 'AUDIO_SUFFIXES', 'MEI_SIZES', 'CLOTHO_SPLITS', 'check_clips', 'Clips', 'Part', 'read_table',
-           'caption_columns', 'read_captions', 'Files', 'inside', 'Folder', 'audio_files', 'size_note', 'Listed',
-           'split_name', 'AudioCaps', 'Clotho', 'Lengthened', 'unplayable']
+__all__ = ['SPLITS', 'MEI_SIZES', 'CLOTHO_SPLITS', 'check_clips', 'Clips', 'Part', 'read_table', 'caption_columns',
+           'read_captions', 'Files', 'inside', 'described', 'undescribed', 'Folder', 'audio_files', 'size_note',
+           'Listed', 'split_name', 'AudioCaps', 'Clotho', 'Lengthened', 'unplayable']
 
 # %% ../../nbs/data/12_datasets.ipynb #32cfff67
 def check_clips(
     ids:list[str], # one id per clip
-    captions:list[list[str]], # the captions of each clip
+    captions:list[list[str]]|None, # the captions of each clip; None: there are to be none
     where:str='clips', # named in errors
     )->None:
     "Raise `ValueError`, naming the clip, on a duplicate id, a clip without a caption or a caption without a word."
     if not ids: raise ValueError(f"{where}: no clips at all; a dataset needs at least one")
-    if len(ids) != len(captions): raise ValueError(f"{where}: {len(ids)} ids but captions for {len(captions)} clips; give one list of captions per id")
     first = {}
-    for i, (id, cs) in enumerate(zip(ids, captions)):
+    for i, id in enumerate(ids):
         if not id: raise ValueError(f"{where}: clip {i} has an empty id; each clip needs an id of its own")
         if id in first: raise ValueError(f"{where}: duplicate id {id!r} (clips {first[id]} and {i}); each clip needs an id of its own")
         first[id] = i
+    if captions is None: return
+    if len(ids) != len(captions): raise ValueError(
+        f"{where}: {len(ids)} ids but captions for {len(captions)} clips; give one list of captions per id")
+    for id, cs in zip(ids, captions):
         if isinstance(cs, str): raise ValueError(f"{where}: captions of clip {id!r} are a string; put it in a list")
         if not cs: raise ValueError(f"{where}: clip {id!r} has no caption; write one or drop the clip")
         for k, c in enumerate(cs):
@@ -52,10 +58,10 @@ class Clips:
         name:str, # the dataset, as tables shall call it
         split:str, # 'train', 'val', 'test' or 'all'
         ids:list[str], # one id per clip
-        captions:list[list[str]], # the captions of each clip
+        captions:list[list[str]]|None, # the captions of each clip; None: there are none, for searching only
         ):
         check_clips(ids, captions, f"{name} {split}")
-        self.name, self.split, self.ids, self.captions = name, split, ids, captions
+        self.name, self.split, self.ids, self.captions = name, split, ids, captions or [[] for _ in ids]
 
     def audio(self, i:int, sample_rate:int)->Tensor: # the sound of clip i, float32 (samples,), mono in [-1, 1]
         raise NotImplementedError
@@ -95,7 +101,7 @@ class Part(Clips):
         ):
         self.whole, self.rows = clips, rows
         ids, captions = ([of[i] for i in rows] for of in (clips.ids, clips.captions))
-        super().__init__(clips.name, clips.split, ids, captions)
+        super().__init__(clips.name, clips.split, ids, captions if clips.flat_captions else None)
 
     def audio(self, i:int, sample_rate:int)->Tensor: return self.whole.audio(self.rows[i], sample_rate)
     def duration(self, i:int)->float: return self.whole.duration(self.rows[i])
@@ -141,28 +147,34 @@ class Files(Clips):
         name:str, # the dataset
         split:str, # its part
         ids:list[str], # one id per clip
-        captions:list[list[str]], # the captions of each clip
+        captions:list[list[str]]|None, # the captions of each clip, if there are any
         paths:list[Path], # the file of each clip
         seconds:float|None=None, # cut clips to this length
         pad:bool=False, # fill shorter ones with silence
+        spans:list[Span|None]|None=None, # the part of its file that each clip is; None: all of it
         ):
         super().__init__(name, split, ids, captions)
-        self.paths, self.seconds, self.pad = paths, seconds, pad
+        self.paths, self.seconds, self.pad, self.spans = paths, seconds, pad, spans or [None] * len(ids)
 
     def audio(self, i:int, sample_rate:int)->Tensor: # float32 (samples,)
-        x = decode(self.paths[i], sample_rate)
+        x = decode(self.paths[i], sample_rate, self.spans[i])
         if self.seconds is None: return x
         n = round(self.seconds * sample_rate)
         return F.pad(x, (0, max(0, n - len(x)) if self.pad else 0))[:n]
 
     def duration(self, i:int)->float: # seconds, from the file's header
         if self.pad and self.seconds: return self.seconds
-        return min(file_duration(self.paths[i]), self.seconds or float('inf'))
+        start, stop = self.spans[i] or (0, file_duration(self.paths[i]))
+        return min(stop - start, self.seconds or float('inf'))
 
     @cached_property
-    def digests(self)->list[str]: # of every file
-        with ThreadPoolExecutor(8) as pool: return list(pool.map(digest, self.paths))
-    def manifest(self)->dict: return super().manifest() | dict(files=self.digests, seconds=self.seconds, pad=self.pad)
+    def digests(self)->list[str]: # of the file of each clip
+        files = list(dict.fromkeys(self.paths))
+        with ThreadPoolExecutor(8) as pool: found = dict(zip(files, pool.map(digest, files)))
+        return [found[p] for p in self.paths]
+
+    def manifest(self)->dict:
+        return super().manifest() | dict(files=self.digests, seconds=self.seconds, pad=self.pad, spans=self.spans)
 
 # %% ../../nbs/data/12_datasets.ipynb #cce165a1
 def inside(
@@ -179,33 +191,94 @@ def inside(
     if not there: raise FileNotFoundError(f"{where}: {name!r} is not a file in {folder}; correct the row or delete it")
     return folder/name
 
+# %% ../../nbs/data/12_datasets.ipynb #b1c9ed20
+def _cells(table:pd.DataFrame, column:str, path:Path)->list[str]: # of an optional column that, if there, is filled
+    for n, cell in enumerate(table[column]):
+        if not cell.strip(): raise ValueError(f"{path}, row {n+2}: empty {column}; fill it in or delete the column")
+    return list(table[column].str.strip())
+
+def _span(start:str, end:str, where:str)->Span|None: # two cells
+    if not start.strip() and not end.strip(): return None
+    try: span = float(start), float(end)
+    except ValueError: span = 0., 0.
+    if not 0 <= span[0] < span[1] < float('inf'):
+        raise ValueError(f"{where}: start {start!r} and end {end!r} are no part of a file; give both in seconds, the "
+                         "end after the start, or neither")
+    return span
+
+def _spans(table:pd.DataFrame, path:Path)->list[Span|None]:
+    given = [c for c in ('start', 'end') if c in table]
+    if len(given) == 1: raise ValueError(
+        f"{path} has a column {given[0]!r} alone; a part of a file needs 'start' and 'end', in seconds")
+    if not given: return [None] * len(table)
+    return [_span(*cells, f'{path}, row {n+2}') for n, cells in enumerate(zip(table.start, table.end))]
+
+def _splits(table:pd.DataFrame, path:Path)->list[str]:
+    if 'split' in table: return [usual_split(cell) for cell in _cells(table, 'split', path)]
+    return [drawn_split(name) for name in (_cells(table, 'group', path) if 'group' in table else table.file_name)]
+
+# %% ../../nbs/data/12_datasets.ipynb #a3d05859
+def described(
+    folder:Path, # holds metadata.csv
+    )->pd.DataFrame: # a row per clip: id, path, span, captions, split
+    "The clips that a folder's table describes. The whole table is checked."
+    path = folder/'metadata.csv'
+    if not path.is_file(): raise FileNotFoundError(
+        f"{path} does not exist; it should have a row for each of the {len(sounds_in(folder)):,} sounds, with columns "
+        "'file_name' and 'caption'. Sounds without captions can be searched; to train or measure, somebody has to "
+        'describe them')
+    table = read_table(path)
+    if 'file_name' not in table: raise ValueError(
+        f"{path} has no column 'file_name' with the path of each clip. Its columns: {', '.join(table.columns)}")
+    captions, spans = read_captions(table, path), _spans(table, path)
+    files = [inside(folder, f, f"{path}, row {n+2}") for n, f in enumerate(table.file_name)]
+    ids = list(table['id']) if 'id' in table else [part_name(f, span) for f, span in zip(table.file_name, spans)]
+    check_clips(ids, captions, str(path))
+    columns = dict(id=ids, path=files, span=spans, captions=captions, split=_splits(table, path))
+    return pd.DataFrame(columns, dtype=object)
+
+def _windows(path:Path)->list[Span|None]:
+    try: return windows(file_duration(path))
+    except AudioError: return [None] # told when it is listened to
+
+def undescribed(folder:Path)->pd.DataFrame: # as from `described`
+    "All sounds in a folder, without captions, long ones in windows."
+    found = [(file, inside(folder, file, str(folder))) for file in sounds_in(folder)]
+    rows = [(part_name(file, span), path, span, [], drawn_split(file))
+            for file, path in found for span in _windows(path)]
+    return pd.DataFrame(rows, columns=['id', 'path', 'span', 'captions', 'split'], dtype=object)
+
 # %% ../../nbs/data/12_datasets.ipynb #62de375b
 class Folder(Files):
-    "A directory of sounds with a `metadata.csv` (Hugging Face's audiofolder convention)."
+    "A directory of sounds, with a `metadata.csv` (Hugging Face's audiofolder convention) or without captions."
     def __init__(self,
-        folder:str|Path, # holds metadata.csv
-        split:str='all', # a value of its `split` column, or 'all'
+        folder:str|Path, # holds the sounds, and metadata.csv if they have captions
+        split:str='all', # train, val, test, another value of its `split` column, or 'all'
+        captioned:bool=True, # False: every sound in the folder, without captions, for searching
+        most:int=0, # pairs for training, else clips, to take at most, by lot; 0: all
+        name:str|None=None, # what tables shall call it; None: the folder's name
         ):
-        folder = Path(folder); path = folder/'metadata.csv'
-        table = read_table(path)
-        if 'file_name' not in table: raise ValueError(f"{path} has no column 'file_name' with the path of each clip. Its columns: {', '.join(table.columns)}")
-        captions = read_captions(table, path)
-        files = [inside(folder, f, f"{path}, row {n+2}") for n, f in enumerate(table.file_name)]
-        ids = list(table['id' if 'id' in table else 'file_name'])
-        check_clips(ids, captions, str(path))
-        keep = self._rows(table, split, path)
-        super().__init__(folder.resolve().name, split, *([xs[n] for n in keep] for xs in (ids, captions, files)))
+        folder, split = Path(folder), usual_split(split)
+        if not folder.is_dir(): raise FileNotFoundError(f"{folder} is not a folder; name one that holds sounds")
+        clips = described(folder) if captioned else undescribed(folder)
+        self.sizes = dict(Counter(clips.split)) # clips of each split
+        if split not in ('all', *self.sizes): raise ValueError(
+            f"{folder} has no split {split!r}; it has {', '.join(map(repr, ['all', *sorted(self.sizes)]))}. A column "
+            "'split' of metadata.csv says which clip belongs where; without one the lot decides, and more clips help")
+        its = clips if split == 'all' else clips[clips.split == split]
+        kept = its.iloc[take(list(its.id), [len(c) if split == 'train' else 1 for c in its.captions], most)]
+        captions = list(kept.captions) if captioned else None
+        super().__init__(name or folder.resolve().name, split, list(kept.id), captions, list(kept.path),
+                         spans=list(kept.span))
+        if len(kept) < len(its): self.note = f"{len(kept):,} of {len(its):,} clips, by lot ({split}_size={most})"
 
-    @staticmethod
-    def _rows(table:pd.DataFrame, split:str, path:Path)->list[int]:
-        if split == 'all': return list(range(len(table)))
-        known = sorted(set(table.split)) if 'split' in table.columns else []
-        if split not in known: raise ValueError(f"{path} has no split {split!r}; it has 'all'" + ''.join(f", {k!r}" for k in known) + ("" if known else "; add a column 'split' for more"))
-        return [n for n, s in enumerate(table['split']) if s == split]
+    def audio(self, i:int, sample_rate:int)->Tensor: # float32 (samples,)
+        if self.spans[i] is None and (seconds := self.duration(i)) > LONGEST: raise AudioError(
+            f"{self.paths[i]}: {seconds:,.0f} s as one clip, and {LONGEST:.0f} s are the most; say in columns 'start' "
+            "and 'end' of metadata.csv which part of it a caption describes")
+        return super().audio(i, sample_rate)
 
 # %% ../../nbs/data/12_datasets.ipynb #16cbe8b3
-AUDIO_SUFFIXES = ('.wav', '.flac', '.ogg', '.opus', '.mp3')
-
 def audio_files(
     folders:list[Path], # looked through in this order, not deeper; those that do not exist are passed over
     )->dict[str,Path]: # file name and file name without suffix -> path; the first folder wins
@@ -346,13 +419,25 @@ class Lengthened(Clips):
     def manifest(self)->dict: return super().manifest() | dict(others=self.others, clips=self.clips.manifest(), source=self.source.manifest())
 
 # %% ../../nbs/data/12_datasets.ipynb #0e5a783d
+def _complaint(clips:Clips, i:int, sample_rate:int)->str: # '' when all is well
+    try: clips.audio(i, sample_rate)
+    except (ValueError, OSError) as e: return f"clip {clips.ids[i]!r}: {e}"
+    return ''
+
 def unplayable(
-    clips:Clips, # any dataset
+    clips:Clips, # any dataset; files, where there is `heard`
     sample_rate:int=32_000, # as the encoder will ask
+    heard:Path|None=None, # a file that remembers what was heard without complaint
     )->list[str]: # one line per clip that cannot be used; empty when all is well
     "Decode every clip and collect the complaints."
-    problems = []
-    for i, id in enumerate(clips.ids):
-        try: clips.audio(i, sample_rate)
-        except (ValueError, OSError) as e: problems.append(f"clip {id!r}: {e}")
-    return problems
+    known, now = {}, {}
+    if heard:
+        known = load_json(heard) if intact(heard, load_json) else {}
+        stats = [path.stat() for path in clips.paths]
+        of_clips = zip(clips.ids, stats, clips.spans)
+        now = {id: [s.st_size, s.st_mtime_ns, span and list(span)] for id, s, span in of_clips}
+    todo = [i for i, id in enumerate(clips.ids) if not heard or known.get(id) != now[id]]
+    with tqdm(todo, desc=f'listening to {clips.name}', unit='clip', leave=False, delay=2) as bar:
+        said = {clips.ids[i]: _complaint(clips, i, sample_rate) for i in bar}
+    if heard and todo: save_json(heard, {id: mark for id, mark in now.items() if not said.get(id)})
+    return [words for words in said.values() if words]

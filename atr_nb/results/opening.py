@@ -7,18 +7,20 @@ from __future__ import annotations
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from shlex import quote
 from ..methods import names
 from ..settings import Settings, suggest
 
 # %% auto #0
-__all__ = ['TRANSFORMERS', 'TABLES', 'split_size', 'open_split', 'open_audio', 'open_encoders', 'check_lengths', 'untrained',
-           'check_data', 'check']
+__all__ = ['TRANSFORMERS', 'FEWEST', 'TABLES', 'split_size', 'open_split', 'open_audio', 'open_encoders', 'check_lengths',
+           'untrained', 'check_data', 'check']
 
 # %% ../../nbs/results/69_opening.ipynb #7013c47c
 def split_size(settings:Settings, dataset:str, split:str)->int: # split: train, val or test; 0 is the whole of it
     "How much of a split the settings ask for: pairs for training, else clips. ValueError if that cannot be had."
     size = getattr(settings, f'{split}_size')
     least = max(8, settings.batch_size if split == 'train' else 0)
+    if dataset in settings.folders: return size
     if not dataset.startswith('scenes-'):
         if size: raise ValueError(
             f'{split}_size={size}: {dataset} is used whole, so that its splits are those of the papers; set it to 0')
@@ -29,9 +31,10 @@ def split_size(settings:Settings, dataset:str, split:str)->int: # split: train, 
 # %% ../../nbs/results/69_opening.ipynb #8293a7b3
 def open_split(settings:Settings, dataset:str, split:str): # Clips; split: train, val or test
     "The clips of one split, as many as the settings ask for."
-    from atr_nb.data.datasets import AudioCaps, Clotho
+    from atr_nb.data.datasets import AudioCaps, Clotho, Folder
     from atr_nb.data.scenes import FORMS, Scenes
     size = split_size(settings, dataset, split)
+    if dataset in settings.folders: return Folder(settings.folders[dataset], split, most=size, name=dataset)
     if dataset.startswith('scenes-'):
         form = dataset.removeprefix('scenes-')
         return Scenes(form, split, size // FORMS[form].train_captions if split == 'train' else size)
@@ -81,6 +84,28 @@ def untrained(settings:Settings): # an audio encoder
     return open_audio(replace(settings, audio_weights=None))
 
 # %% ../../nbs/results/69_opening.ipynb #59616887
+FEWEST = 2 # clips to validate or test on; among fewer there is nothing to find
+
+def _check_folder(settings:Settings, dataset:str)->None:
+    from atr_nb.data.datasets import unplayable
+    from atr_nb.files import code_hash, hash_json
+    folder, code = settings.folders[dataset], code_hash('atr_nb.data.audio', 'atr_nb.data.folders')
+    parts = {split: open_split(settings, dataset, split) for split in ('train', 'val', 'test')}
+    pairs = len(parts['train'].flat_captions)
+    if pairs < settings.batch_size: raise ValueError(
+        f'{dataset}: {pairs} training captions do not fill a batch of batch_size={settings.batch_size}; '
+        f'set batch_size={max(2, pairs)} or less, or add sounds to {folder}')
+    for split in ('val', 'test'):
+        size = split_size(settings, dataset, split)
+        if len(parts[split]) < FEWEST: raise ValueError(
+            f'{dataset}: one clip for {split} is too few ({split}_size={size}); add sounds to {folder}, '
+            'or say in a column split of its metadata.csv which to take')
+    heard = {split: settings.cache/'heard'/f'{hash_json([str(folder), split, code])[:20]}.json' for split in parts}
+    problems = [told for split, clips in parts.items() for told in unplayable(clips, heard=heard[split])]
+    if problems: raise ValueError(
+        f'{dataset}: {len(problems):,} of its clips cannot be used; atr-nb data check {quote(str(folder))} lists all. '
+        'The first: ' + '; '.join(problems[:3]))
+
 TABLES = {'audiocaps': ('train.csv', 'val.csv', 'test.csv'),
           'clotho': tuple(f'clotho_captions_{part}.csv' for part in ('development', 'validation', 'evaluation'))}
 
@@ -88,6 +113,7 @@ def check_data(settings:Settings)->None:
     "Raise what is wrong with the data that the settings name, as far as a short look can tell."
     for dataset in settings.datasets:
         for split in ('train', 'val', 'test'): split_size(settings, dataset, split)
+    for dataset in (d for d in settings.datasets if d in settings.folders): _check_folder(settings, dataset)
     for dataset in (d for d in settings.datasets if d in TABLES):
         folder = settings.data/dataset
         missing = [p for p in (folder, *(folder/table for table in TABLES[dataset])) if not p.exists()]

@@ -147,6 +147,10 @@ def _measure(test:Pairs, scores:Tensor, metrics:dict)->tuple[dict, dict]: # (fie
     fields = dict(metrics=metrics, n_clips=len(test.clips), n_captions=len(test), ids_sha256=test.clips.ids_sha256)
     return fields | dict(ranks=ranks_hash(t2a, a2t)), dict(t2a=t2a, a2t=a2t)
 
+def _remarks(bench:Workbench, dataset:str)->dict: # a field `note` where the splits have something to say of themselves
+    notes = [f'{split}: {note}' for split in SPLITS if (note := bench.clips(dataset, split).note)]
+    return dict(note='; '.join(notes)) if notes else {}
+
 def _circumstances(bench:Workbench, seconds:float)->dict:
     return dict(commit=commit(), versions=versions(), device=device_name(bench.device), seconds=round(seconds, 1), peak_memory_mb=peak_memory_mb(bench.device))
 
@@ -325,7 +329,7 @@ class Lab(Records):
         "Make the run, or find it where it was made before; note its record under `table` and `row`."
         opened = self._opened(RUN, dataset, seed, method, options, recipe, samplers, extra, bench)
         with self._ensured(RUN, *opened) as folder:
-            record = load_json(folder/'record.json')
+            record = load_json(folder/'record.json') | _remarks(opened[0], dataset)
             self._ranks[folder.name] = load_arrays(folder/'ranks.npz')
         return self._note(table, row, record)
 

@@ -131,8 +131,9 @@ OWN = 'own recordings: not comparable with AudioCaps or Clotho'
 
 def _caption(datasets:list)->str:
     "What to say above a table on these datasets."
-    if any(d.startswith('scenes') for d in datasets): return EMBEDDED
-    return '' if all(d in DATASETS for d in datasets) else OWN
+    scenes = [d for d in datasets if d.startswith('scenes')]
+    own = [d for d in datasets if d not in scenes and d not in DATASETS]
+    return '; '.join([EMBEDDED] * bool(scenes) + [OWN] * bool(own))
 
 def _sources(both:pd.DataFrame, published:pd.DataFrame, name:str)->list[str]:
     "Where the paper's numbers of a joined table come from, and why some are missing."
@@ -300,11 +301,12 @@ def table(
         raise ValueError(f"no record belongs to a table {name!r}; there are: {known}")
     clips = {r['dataset']: r['n_clips'] for r in runs}
     real = [d for d in clips if d in DATASETS]
-    if 0 < len(real) < len(clips):
-        raise ValueError(f"table {name!r} mixes {', '.join(clips)}; give the embedded or own data a table of their own")
-    t = Table(name, summarise(runs), _caption(list(clips)), provenance=provenance(runs))
+    if real and any(d not in real and not d.startswith('folder:') for d in clips):
+        raise ValueError(f"table {name!r} mixes {', '.join(clips)}; give the embedded data a table of their own")
+    remarks = dict.fromkeys(f"{r['dataset']}, {r['note']}" for r in runs if r.get('note'))
+    t = Table(name, summarise(runs), _caption(list(clips)), list(remarks), provenance(runs))
     if published is None: return t
-    t.notes = [f"{d}: our test split has {clips[d]:,} clips, the papers' {DATASETS[d]:,}, "
+    t.notes += [f"{d}: our test split has {clips[d]:,} clips, the papers' {DATASETS[d]:,}, "
                "so no published number stands beside ours" for d in real if clips[d] != DATASETS[d]]
     if same := [d for d in real if clips[d] == DATASETS[d]]:
         t.frame = _beside(t.frame, published, name, same)
@@ -318,7 +320,8 @@ def write_tables(
     )->None:
     "Write `tables.md` and `tables.csv`."
     folder = Path(folder)
-    frames = pd.concat([t.frame.assign(table=t.name, embedded=t.caption == EMBEDDED) for t in tables])
+    frames = pd.concat([t.frame.assign(table=t.name) for t in tables])
+    frames['embedded'] = frames.dataset.str.startswith('scenes')
     first = ['table', 'row', 'dataset', 'split', 'embedded']
     ordered = frames[first + [c for c in frames if c not in first]]
     write_file(folder/'tables.md', '# Tables\n\n' + '\n'.join(t._repr_markdown_() for t in tables))
