@@ -15,7 +15,8 @@ from .settings import OWN, WITHOUT_EFFECT, Settings, find_ini, load, profiles, s
 
 # %% auto #0
 __all__ = ['notebooks', 'choose', 'Progress', 'tables', 'tidy', 'alone', 'execute', 'parameters', 'told', 'reproduce', 'report',
-           'data_check', 'compare', 'show', 'front_page', 'listed', 'parser', 'main']
+           'data_check', 'compare', 'show', 'front_page', 'listed', 'plainly', 'models', 'index', 'search', 'parser',
+           'main']
 
 # %% ../nbs/80_cli.ipynb #76fd8f13
 def notebooks(folder:Path)->dict[str,Path]: # name -> notebook
@@ -364,10 +365,85 @@ def listed(args:Namespace)->int:
         if not any(states.values()): print(f'{"":10}no report yet')
     return 0
 
+# %% ../nbs/80_cli.ipynb #193348f5
+@contextmanager
+def plainly():
+    "Warnings as one line each, without the place in the code"
+    import warnings
+    with warnings.catch_warnings():
+        warnings.simplefilter('default', UserWarning)
+        warnings.showwarning = lambda message, *_: print(f'atr-nb: {message}', file=sys.stderr)
+        yield
+
+def models(args:Namespace)->int:
+    "List the models that were trained, and the one that comes along"
+    from atr_nb.results.models import open_model, trained
+    shipped = open_model()
+    with plainly(): found = trained(load(runs=args.runs))
+    columns = dict(recall='recall on validation', megabytes='MB')
+    print(found.rename(columns=columns).to_string(index=False) if len(found) else 'Nothing was trained here yet.')
+    print(f'\nWithout --model: {shipped.name}. It was trained on scenes of {len(shipped.kinds)} kinds of sound '
+          f'and knows little else: {", ".join(shipped.kinds)}.')
+    return 0
+
+def _model(args:Namespace): # the model asked for; of the one that comes along its limits are told
+    from atr_nb.results.models import open_model
+    model = open_model(args.model)
+    if args.model is None:
+        print(f'Model: {model.name}. It knows {len(model.kinds)} kinds of sound and little else; `atr-nb models` lists them, '
+              '--model takes another model.', file=sys.stderr)
+    return model
+
+def index(args:Namespace)->int:
+    "Encode the sounds of a folder"
+    from atr_nb.results.search import Search, bring_up_to_date
+    folder, model, at = Path(args.folder).expanduser(), _model(args), args.index and Path(args.index).expanduser()
+    with plainly():
+        counts = bring_up_to_date(folder, model, at)
+        search = Search.load(folder, model, at)
+    for why in search.unreadable.values(): print(f'atr-nb: left out: {why}', file=sys.stderr)
+    print(f'{folder}: {len(search.entries):,} files, {len(search):,} windows; '
+          f'{counts["new"]:,} new, {counts["gone"]:,} gone, {counts["unreadable"]:,} left out')
+    return 0
+
+# %% ../nbs/80_cli.ipynb #9d086f33
+def search(args:Namespace)->int:
+    "Rank the sounds of a folder by a sentence, or by their likeness to a sound"
+    from atr_nb.results.search import Search, check_words, write_page
+    if args.text is not None: check_words(args.text)
+    model = _model(args)
+    with plainly():
+        found = Search.build(args.folder, model, args.index)
+        if args.captions: return _say(found, args)
+        hits = found(args.text, args.k, args.like)
+    print(hits)
+    if args.html: print(write_page(hits, args.html, model.name))
+    return 0
+
+def _say(found, args:Namespace)->int: # captions for a sound
+    if not args.like: raise ValueError('--captions asks which captions fit a sound; name it with --like FILE')
+    for caption, score in found.says(args.like, args.k): print(f'{score:6.3f}  {caption}')
+    return 0
+
 # %% ../nbs/80_cli.ipynb #c59d5949
 def _some()->str: # what may be asked for, in the words of the help
     try: return 'some of ' + ' '.join(notebooks(find_ini().parent/'nbs'/'reproduce')).replace('%', '%%')
     except (ValueError, OSError): return 'names of notebooks'
+
+def _searching(p:ArgumentParser)->None: # the options of `index` and `search`
+    if p.prog.endswith('search'):
+        p.add_argument('text', nargs='?', metavar='TEXT', help='what is to be heard, in English')
+        p.add_argument('--in', dest='folder', required=True, metavar='FOLDER',
+                       help='a folder of sounds; what is new in it is indexed first')
+        p.add_argument('-k', type=int, default=10, metavar='N', help='how many hits (default: 10)')
+        p.add_argument('--like', metavar='FILE', help='a sound instead of a sentence: what sounds like it')
+        p.add_argument('--captions', action='store_true',
+                       help="with --like: which captions of the folder's metadata.csv fit it")
+        p.add_argument('--html', metavar='PAGE', help='write a page with a player for each hit')
+    else: p.add_argument('folder', metavar='FOLDER', help='a folder of sounds; folders in it count too')
+    p.add_argument('--model', metavar='M', help='a run of `atr-nb models`, a saved model, or a CLAP (a folder, or OWNER/NAME '
+                   'of the Hugging Face hub); default: the small one that comes along')
+    p.add_argument('--index', metavar='DIR', help='where the index goes (default: .atr_nb in the folder)')
 
 def parser()->ArgumentParser:
     wide = dict(formatter_class=lambda prog: HelpFormatter(prog, max_help_position=26, width=110))
@@ -401,6 +477,10 @@ def parser()->ArgumentParser:
     data = commands.add_parser('data', help='look after data').add_subparsers(dest='what', required=True, metavar='COMMAND')
     p = command('check', data_check, 'decode every clip of a folder, list what is wrong and the splits', data)
     p.add_argument('folder', metavar='FOLDER', help='a folder with sounds, and a metadata.csv if they have captions')
+    p = command('models', models, 'list the models that were trained')
+    p.add_argument('--runs', metavar='DIR', help='where they lie (default: as in settings.ini)')
+    _searching(command('index', index, 'encode the sounds of a folder, so that they can be searched'))
+    _searching(command('search', search, 'rank the sounds of a folder by a sentence, or by their likeness to a sound'))
     p = command('settings', show, 'print what a profile comes to, and what each setting means')
     p.add_argument('--profile', metavar='P', help='a section of settings.ini (default: embedded)')
     command('readme', front_page, 'run nbs/index.ipynb and write README.md from it')

@@ -31,8 +31,8 @@ def read(path): return nbformat.read(path, 4)
 
 # What is asked for
 
-@pytest.mark.parametrize('command', [[], ['reproduce'], ['report'], ['data'], ['data', 'check'], ['compare'],
-                                     ['settings'], ['list'], ['readme']])
+@pytest.mark.parametrize('command', [[], ['reproduce'], ['report'], ['data'], ['data', 'check'], ['compare'], ['models'],
+                                     ['index'], ['search'], ['settings'], ['list'], ['readme']])
 def test_help_everywhere(command, capsys):
     with pytest.raises(SystemExit) as e: cli.main([*command, '--help'])
     assert e.value.code == 0 and 'usage: atr-nb' in capsys.readouterr().out

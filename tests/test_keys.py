@@ -109,6 +109,7 @@ def test_every_module_that_can_change_a_number_is_tried():
     aside += 'results.auxiliary results.cost results.hearing results.levels results.compare results.choices results.plan '
     aside += 'training.checks evaluation.significance methods.__init__ '
     aside += 'methods.baseline methods.cmlf methods.hci_ac methods.tha_dcr methods.diffatr evaluation.calibration alignment.segments alignment.factors alignment.cross '
+    aside += 'results.models results.search '
     aside += 'results.blocks training.captioner encoders.patches' # those of other runs
     modules = {'.'.join(p.relative_to(ROOT/'atr_nb').with_suffix('').parts) for p in (ROOT/'atr_nb').rglob('*.py')}
     modules = {m for m in modules if not m.endswith('.__init__')}
