@@ -4,6 +4,7 @@
 # make docs        the notebooks as a web site in _docs/
 # make lab         JupyterLab on the notebooks
 # make readme      nbs/index.ipynb run again, and README.md from it
+# make picture     the report's first screen as README shows it; takes a Chromium
 # make export      the package from the notebooks
 #
 # Each of them first makes the virtual environment .venv, or brings it up to date when pyproject.toml has changed;
@@ -22,7 +23,7 @@ ifneq ($(UNKNOWN),)
 $(error unknown variable $(UNKNOWN); known are: $(KNOWN))
 endif
 
-.PHONY: help reproduce test docs lab readme export
+.PHONY: help reproduce test docs lab readme picture export
 help:
 	@sed -n 's/^# \{0,1\}//p; /^$$/q' Makefile
 
@@ -62,3 +63,8 @@ readme: $(READY)
 
 export: $(READY)
 	$(BIN)/nbdev-export
+
+CHROMIUM = $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
+picture:
+	$(or $(CHROMIUM),$(error no Chromium is installed)) --headless=new --no-sandbox --hide-scrollbars --window-size=1240,820 \
+	  --screenshot=reports/first_screen.png "file://$(CURDIR)/reports/index.html"
