@@ -40,11 +40,12 @@ reproduce: $(READY)
 	$(BIN)/atr-nb reproduce $(if $(PROFILE),--profile "$(PROFILE)") $(if $(PAPERS),--papers "$(PAPERS)") $(if $(SEEDS),--seeds "$(SEEDS)") \
 	  $(if $(DEVICE),--device "$(DEVICE)") $(if $(OUT),--out "$(OUT)") $(if $(FORCE),--force)
 
-# The notebooks in reproduce/ run with their smallest profile in tests/test_cli.py.
+# The notebooks in reproduce/ run with their smallest profile in tests/test_cli.py; two guides are measurements of an hour.
 test: export HF_HUB_OFFLINE = 1
 test: $(READY)
 	$(BIN)/ruff check --quiet --no-cache --select F atr_nb
-	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2 --timing --skip-folder-re '^([_.].*|reproduce|guides)$$'
+	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2 --timing --skip-folder-re '^([_.].*|reproduce)$$' \
+	  --skip-file-re '^([_.].*|benchmarks.*|difficulty.*)$$'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 # Beside the old site first, so that a site which cannot be made does not cost the one that is there.
