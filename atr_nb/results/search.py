@@ -8,7 +8,6 @@ import base64, io, os, re, warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
-from math import ceil
 from pathlib import Path
 from urllib.parse import quote
 import numpy as np, soundfile, soxr, torch
@@ -17,34 +16,26 @@ from filelock import FileLock
 from markupsafe import Markup
 from torch import Tensor
 from tqdm import tqdm
-from ..data.audio import LEAST_RATE, AudioError, check_audio, opened
+from ..data.audio import LEAST_RATE, AudioError, check_audio, decode, opened
+from ..data.folders import WINDOW, sounds_in
 from ..files import (Damaged, atomic, hash_file, hash_json, intact, load_arrays, load_json, save_arrays,
     save_json, write_file)
 from .models import Clap, Retriever, open_model
 
 # %% auto #0
-__all__ = ['WINDOW', 'LEAST', 'SUFFIXES', 'HOME', 'TOGETHER', 'PART', 'LITTLE', 'CANDIDATES', 'ROW', 'TABLE', 'STYLE', 'PAGE',
-           'windows', 'cut', 'part', 'sounds_in', 'Entry', 'write_index', 'check_index', 'read_index', 'listen',
-           'describe', 'place_of_index', 'bring_up_to_date', 'looks_foreign', 'check_words', 'check_query', 'Search',
-           'changes', 'Hit', 'Hits', 'line_of', 'span_of', 'write_page']
+__all__ = ['LEAST', 'HOME', 'TOGETHER', 'PART', 'LITTLE', 'CANDIDATES', 'ROW', 'TABLE', 'STYLE', 'PAGE', 'cut', 'states', 'Entry',
+           'write_index', 'check_index', 'read_index', 'listen', 'describe', 'place_of_index', 'bring_up_to_date',
+           'looks_foreign', 'check_words', 'check_query', 'Search', 'changes', 'Hit', 'Hits', 'line_of', 'span_of',
+           'write_page']
 
 # %% ../../nbs/results/78_search.ipynb #b25686a8
-WINDOW = 10. # seconds of a window, and from one to the next
 LEAST = 1. # seconds at the end of a file that are a window of their own
 
-def windows(
-    seconds:float, # of a file
-    length:float=WINDOW, # seconds
-    )->list[tuple[float, float]]: # from, to in seconds
-    "How a file is cut."
-    n = max(1, ceil((seconds - LEAST) / length))
-    return [(k * length, min((k + 1) * length, seconds)) for k in range(n)]
-
-# %% ../../nbs/results/78_search.ipynb #a3e3df14
 def _mono(block:np.ndarray, old:int, rate:int)->Tensor: # (frames, channels) at `old` -> (S,) at `rate`
     wave = block.mean(1)
     return torch.from_numpy(soxr.resample(wave, old, rate) if old != rate else wave)
 
+# %% ../../nbs/results/78_search.ipynb #a3e3df14
 def cut(
     path:Path, # an audio file
     rate:int, # wanted samples per second
@@ -65,33 +56,14 @@ def cut(
                 yield start / old, done / old, _mono(block, old, rate)
     if not heard: raise why
 
-# %% ../../nbs/results/78_search.ipynb #33998150
-def part(path:Path, start:float, end:float, rate:int)->Tensor: # seconds -> (S,)
-    "One window of a file, decoding little else."
-    with soundfile.SoundFile(str(path)) as f:
-        old, n = f.samplerate, round((end - start) * f.samplerate)
-        if f.seekable() and f.frames >= round(end * old): # how many it promises
-            f.seek(round(start * old))
-            block = f.read(n, dtype='float32', always_2d=True)
-            if len(block) == n: return _mono(block, old, rate)
-    return next(wave for a, _, wave in cut(path, rate) if a == start)
-
 # %% ../../nbs/results/78_search.ipynb #ac1d0fd7
-SUFFIXES = '.wav', '.flac', '.ogg', '.opus', '.mp3'
 HOME = '.atr_nb' # where the index of a folder lies, in it
 
-def sounds_in(folder:Path)->dict[str, list[int]]: # path from the folder -> size, date in ns
-    "The sounds of a folder. An error if there is no folder, or no sound in it."
+def states(folder:Path)->dict[str, list[int]]: # path from the folder -> size, date in ns
+    "The sounds of a folder, and what tells whether they are as they were. An error if there is no folder, or no sound in it."
     if not folder.is_dir(): raise FileNotFoundError(f'{folder} is not a folder; name one with sounds in it')
-    found = {}
-    for place, folders, files in os.walk(folder):
-        folders[:] = sorted(f for f in folders if not f.startswith('.'))
-        for name in sorted(files):
-            if name.startswith('.') or Path(name).suffix.lower() not in SUFFIXES: continue
-            said = os.stat(os.path.join(place, name))
-            found[Path(place, name).relative_to(folder).as_posix()] = [said.st_size, said.st_mtime_ns]
-    if not found: raise FileNotFoundError(f'{folder} holds no sounds; they end in {" ".join(SUFFIXES)}')
-    return found
+    found = {name: (folder/name).stat() for name in sounds_in(folder)}
+    return {name: [said.st_size, said.st_mtime_ns] for name, said in found.items()}
 
 # %% ../../nbs/results/78_search.ipynb #d3f6a519
 @dataclass(frozen=True)
@@ -210,7 +182,7 @@ def bring_up_to_date(
     at:Path|None=None, # where the index goes; None: into the folder
     )->dict[str, int]: # how many files are 'new', 'gone', 'kept', 'unreadable'
     "Index what is not indexed yet, forget what is gone."
-    there, place = sounds_in(folder), place_of_index(folder, model, at)
+    there, place = states(folder), place_of_index(folder, model, at)
     place.mkdir(parents=True, exist_ok=True)
     with FileLock(place/'lock'):
         before = _before(place)
@@ -289,7 +261,7 @@ class Search:
         place = place_of_index(folder, model, at)
         if not (place/'index.json').is_file(): raise FileNotFoundError(_no_index(folder, model, place))
         entries, vectors = read_index(place/'index.json')
-        if said := changes(entries, sounds_in(folder)):
+        if said := changes(entries, states(folder)):
             warnings.warn(f'{folder}: {said} since it was indexed; `atr-nb index` brings the index up to date')
         return cls(folder, model, entries, vectors, place)
 
@@ -378,7 +350,7 @@ def hits(self:Search, query:str, rows:list[int], scores:list[float])->Hits:
 def second_look(self:Search, text:str, rows:list[int])->tuple[list[int], list[float]]: # rows and scores, the best first
     "Let a method compare the best candidates in its own way."
     places = [self.rows[row] for row in rows]
-    waves = [part(self.folder/path, start, end, self.model.sample_rate) for path, start, end in places]
+    waves = [decode(self.folder/path, self.model.sample_rate, (start, end)) for path, start, end in places]
     scores = self.model.similarity(waves, [text])[:, 0]
     order = (-scores).argsort(kind='stable')
     return [rows[i] for i in order], scores[order].tolist()
@@ -413,7 +385,7 @@ class Hits(list):
     def __repr__(self): return '\n'.join(line_of(h) for h in self)
 
     def _repr_html_(self)->str: # with the sounds in it
-        return str(_rows(self, lambda h: _embedded(part(self.folder/h.file, h.start, h.end, 22050))))
+        return str(_rows(self, lambda h: _embedded(decode(self.folder/h.file, 22050, (h.start, h.end)))))
 
 def line_of(h:Hit)->str: return f'{h.score:6.3f}  {span_of(h):>15}  {h.file}'
 
