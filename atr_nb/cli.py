@@ -365,7 +365,7 @@ def listed(args:Namespace)->int:
         if not any(states.values()): print(f'{"":10}no report yet')
     return 0
 
-# %% ../nbs/80_cli.ipynb #193348f5
+# %% ../nbs/80_cli.ipynb #00d6f2bc
 @contextmanager
 def plainly():
     "Warnings as one line each, without the place in the code"
@@ -406,7 +406,7 @@ def index(args:Namespace)->int:
           f'{counts["new"]:,} new, {counts["gone"]:,} gone, {counts["unreadable"]:,} left out')
     return 0
 
-# %% ../nbs/80_cli.ipynb #9d086f33
+# %% ../nbs/80_cli.ipynb #2808b325
 def search(args:Namespace)->int:
     "Rank the sounds of a folder by a sentence, or by their likeness to a sound"
     from atr_nb.results.search import Search, check_words, write_page
@@ -445,6 +445,7 @@ def _searching(p:ArgumentParser)->None: # the options of `index` and `search`
                    'of the Hugging Face hub); default: the small one that comes along')
     p.add_argument('--index', metavar='DIR', help='where the index goes (default: .atr_nb in the folder)')
 
+# %% ../nbs/80_cli.ipynb #db89376b
 def parser()->ArgumentParser:
     wide = dict(formatter_class=lambda prog: HelpFormatter(prog, max_help_position=26, width=110))
     top = ArgumentParser('atr-nb', description='Audio-text retrieval papers, reproduced in notebooks.', **wide)

@@ -30,6 +30,7 @@ class Settings:
     audio_encoder:str = 'aisfx' # aisfx, cnn10, cnn14, resnet38, htsat or ast
     audio_weights:Path|None = None # a PANNs checkpoint, or a CLAP (htsat) or AST folder; empty: random, but aisfx's own
     long_clips:str = 'refuse' # what htsat and ast do with clips longer than their ten seconds: refuse, or windows
+    missing:str = 'error' # clips of audiocaps or clotho that are listed and not on disk: error, or skip (tables tell)
     text_encoder:str = 'minilm' # minilm, tiny, a model name of the Hugging Face hub, or a folder (begins with . / or ~)
     finetune:bool = False # train the encoders too (True), or cache their features (False)
     width:int = 512 # dimension of the joint space
@@ -99,6 +100,7 @@ _rules = dict(
     train_size=_size, val_size=_size, test_size=_size,
     audio_encoder=_one_of('aisfx', 'cnn10', 'cnn14', 'resnet38', 'htsat', 'ast'),
     audio_weights=(lambda v: True, 'the path of a file or a folder'), long_clips=_one_of('refuse', 'windows'),
+    missing=_one_of('error', 'skip'),
     text_encoder=(bool, 'minilm, tiny, a model name or a folder'), finetune=_yes_no,
     width=_whole(1, 10**5), batch_size=_whole(2, 10**6), epochs=_whole(1, 10**6), lr_step=_whole(1, 10**6),
     schedule=_one_of('steps', 'one-cycle'),

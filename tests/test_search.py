@@ -235,3 +235,23 @@ def test_cold_start(library, cpu_seconds):
     bare = run('import torch; from transformers import BertModel, AutoModel, AutoTokenizer')
     run(search) # indexes
     assert run(search) - bare < 1.5
+
+
+@pytest.mark.parametrize('method', ['tha_dcr', 'diffatr'])
+def test_methods_that_look_twice(library, tmp_path, method):
+    "Blocks of the text encoder are found again by their fingerprint; a second look takes as many candidates as there are"
+    from atr_nb.results.blocks import Blocks
+    from atr_nb.results.runs import Lab
+    from atr_nb.settings import load
+    places = {key: str(tmp_path/key) for key in ('cache', 'runs', 'out')}
+    lab = Lab(load('smoke', **places, datasets='scenes-sparse', epochs=1), method)
+    what = dict(bench=Blocks(lab)) if method == 'tha_dcr' else dict(options=dict(candidates=8))
+    record = lab.run('main', method, 'scenes-sparse', 0, method=method, **what)
+    model = Retriever.from_run(record['run'], lab.settings)
+    model.save_pretrained(tmp_path/'saved')
+    again = Retriever.from_pretrained(tmp_path/'saved')
+    assert model.looks_twice and again.fingerprint == model.fingerprint
+    found = Search.build(library, again)('a dog barks', k=4)
+    assert [h.score for h in found] == sorted((h.score for h in found), reverse=True) and len(found) == 4
+    waves = [searching.part(library/h.file, h.start, h.end, model.sample_rate) for h in found]
+    assert np.allclose(model.similarity(waves, ['a dog barks'])[:, 0], [h.score for h in found], atol=1e-4)

@@ -38,7 +38,8 @@ def open_split(settings:Settings, dataset:str, split:str): # Clips; split: train
     if dataset.startswith('scenes-'):
         form = dataset.removeprefix('scenes-')
         return Scenes(form, split, size // FORMS[form].train_captions if split == 'train' else size)
-    return {'audiocaps': AudioCaps, 'clotho': Clotho}[dataset](settings.data/dataset, split)
+    published = {'audiocaps': AudioCaps, 'clotho': Clotho}[dataset]
+    return published(settings.data/dataset, split, settings.missing)
 
 TRANSFORMERS = {'htsat': 'a CLAP model', 'ast': 'an AST'} # audio encoder -> what its weights come from
 

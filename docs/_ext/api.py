@@ -100,7 +100,9 @@ def document(app, what, name, obj, options, lines):
 
 
 def skip(app, what, name, obj, skipped, options):
-    "Fields of a class stand in its list of parameters."
+    "What a module passes on stands where it was made; fields of a class stand in its list of parameters."
+    module = 'atr_nb.' + app.env.docname.removeprefix('docs/api/')
+    if what == 'module': return True if getattr(obj, '__module__', module) != module else None
     method = inspect.isroutine(obj) or isinstance(obj, (property, classmethod, staticmethod))
     return True if what == 'class' and not method else None
 

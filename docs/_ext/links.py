@@ -70,10 +70,10 @@ class Lead(SphinxTransform):
 
     def link(self, node, names):
         page, full = self.page(node.astext()), symbol(node.astext(), names)
-        if page: link = dict(refdomain='doc', reftype='myst', reftarget=page, reftargetid=None)
-        elif full: link = dict(refdomain='py', reftype='obj', reftarget=full)
-        else: return
-        node.replace_self(addnodes.pending_xref('', node.deepcopy(), refdoc=self.env.docname, refexplicit=True, **link))
+        here, code = self.env.docname, node.deepcopy()
+        if page: node.replace_self(nodes.reference('', '', code, refuri=self.app.builder.get_relative_uri(here, page)))
+        elif full: node.replace_self(addnodes.pending_xref(
+            '', code, refdomain='py', reftype='obj', reftarget=full, refdoc=here, refexplicit=True))
 
     def page(self, text):
         "The notebook that a text such as `data/13_scenes` or `13_scenes` names"
