@@ -4,6 +4,7 @@
 # make docs        the notebooks as a web site in _docs/
 # make lab         JupyterLab on the notebooks
 # make readme      nbs/index.ipynb run again, and README.md from it
+# make picture     the report's first screen as README shows it; takes a Chromium
 # make export      the package from the notebooks
 #
 # Each of them first makes the virtual environment .venv, or brings it up to date when pyproject.toml has changed;
@@ -22,7 +23,7 @@ ifneq ($(UNKNOWN),)
 $(error unknown variable $(UNKNOWN); known are: $(KNOWN))
 endif
 
-.PHONY: help reproduce test docs lab readme export
+.PHONY: help reproduce test docs lab readme picture export
 help:
 	@sed -n 's/^# \{0,1\}//p; /^$$/q' Makefile
 
@@ -39,11 +40,12 @@ reproduce: $(READY)
 	$(BIN)/atr-nb reproduce $(if $(PROFILE),--profile "$(PROFILE)") $(if $(PAPERS),--papers "$(PAPERS)") $(if $(SEEDS),--seeds "$(SEEDS)") \
 	  $(if $(DEVICE),--device "$(DEVICE)") $(if $(OUT),--out "$(OUT)") $(if $(FORCE),--force)
 
-# The notebooks in reproduce/ run with their smallest profile in tests/test_cli.py.
+# The notebooks in reproduce/ run with their smallest profile in tests/test_cli.py; two guides are measurements of an hour.
 test: export HF_HUB_OFFLINE = 1
 test: $(READY)
 	$(BIN)/ruff check --quiet --no-cache --select F atr_nb
-	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2 --timing --skip-folder-re '^([_.].*|reproduce|guides)$$'
+	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2 --timing --skip-folder-re '^([_.].*|reproduce)$$' \
+	  --skip-file-re '^([_.].*|benchmarks.*|difficulty.*)$$'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 # Beside the old site first, so that a site which cannot be made does not cost the one that is there.
@@ -62,3 +64,8 @@ readme: $(READY)
 
 export: $(READY)
 	$(BIN)/nbdev-export
+
+CHROMIUM = $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
+picture:
+	$(or $(CHROMIUM),$(error no Chromium is installed)) --headless=new --no-sandbox --hide-scrollbars --window-size=1240,820 \
+	  --screenshot=reports/first_screen.png "file://$(CURDIR)/reports/index.html"

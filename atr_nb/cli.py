@@ -365,7 +365,7 @@ def listed(args:Namespace)->int:
         if not any(states.values()): print(f'{"":10}no report yet')
     return 0
 
-# %% ../nbs/80_cli.ipynb #00d6f2bc
+# %% ../nbs/80_cli.ipynb #193348f5
 @contextmanager
 def plainly():
     "Warnings as one line each, without the place in the code"
@@ -406,7 +406,7 @@ def index(args:Namespace)->int:
           f'{counts["new"]:,} new, {counts["gone"]:,} gone, {counts["unreadable"]:,} left out')
     return 0
 
-# %% ../nbs/80_cli.ipynb #2808b325
+# %% ../nbs/80_cli.ipynb #9d086f33
 def search(args:Namespace)->int:
     "Rank the sounds of a folder by a sentence, or by their likeness to a sound"
     from atr_nb.results.search import Search, check_words, write_page

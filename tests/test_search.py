@@ -95,7 +95,8 @@ def test_mistakes_are_told(library, monkeypatch, capsys, args, told):
     assert status == 2 and told in err and 'Traceback' not in err and not out
 
 
-@pytest.mark.parametrize('query, warned', [('ein Hund bellt', True), ('犬が吠える', True), ('une voiture passe', True), ('a vuvuzela in a café', False)])
+@pytest.mark.parametrize('query, warned', [
+    ('ein Hund bellt', True), ('犬が吠える', True), ('une voiture passe', True), ('a vuvuzela in a café', False)])
 def test_another_language(library, model, query, warned):
     search = Search.build(library, model)
     with warnings.catch_warnings(record=True) as told:
@@ -141,7 +142,8 @@ def test_a_damaged_index_is_made_again(library, model, name):
 
 def test_nothing_usable(tmp_path, model):
     (tmp_path/'notes.wav').write_text('a list')
-    with pytest.warns(UserWarning), pytest.raises(ValueError, match='none of its 1 files can be used'): Search.build(tmp_path, model)
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match='none of its 1 files can be used'):
+        Search.build(tmp_path, model)
 
 
 KILLED = '''
@@ -187,7 +189,8 @@ def test_a_saved_model_answers_like_the_first(library, tmp_path, model, capsys):
     model.save_pretrained(tmp_path/'saved')
     again = Retriever.from_pretrained(tmp_path/'saved')
     assert again.fingerprint == model.fingerprint
-    ours, theirs = (atr(capsys, 'search', 'a train', '--in', library, '--model', m)[1] for m in (SHIPPED, tmp_path/'saved'))
+    both = SHIPPED, tmp_path/'saved'
+    ours, theirs = (atr(capsys, 'search', 'a train', '--in', library, '--model', m)[1] for m in both)
     assert ours == theirs
 
 
@@ -201,7 +204,8 @@ def cut_short(folder): (folder/'model.safetensors').write_bytes((folder/'model.s
 
 
 @pytest.mark.parametrize('change, told', [
-    (without('config.json'), 'config.json does not exist'), (without('model.safetensors'), 'model.safetensors does not exist'),
+    (without('config.json'), 'config.json does not exist'),
+    (without('model.safetensors'), 'model.safetensors does not exist'),
     (edited, 'config.json is damaged'), (cut_short, 'model.safetensors is damaged')])
 def test_a_model_that_is_not_whole(library, tmp_path, capsys, change, told):
     shutil.copytree(SHIPPED, tmp_path/'model')
@@ -223,7 +227,8 @@ def test_pushed_to_the_hub(model, monkeypatch):
     from huggingface_hub import HfApi
     sent = []
     monkeypatch.setattr(HfApi, 'create_repo', lambda self, repo_id, **_: type('Repo', (), dict(repo_id=repo_id)))
-    monkeypatch.setattr(HfApi, 'upload_folder', lambda self, folder_path, **_: sent.extend(sorted(os.listdir(folder_path))))
+    def upload(self, folder_path, **_): sent.extend(sorted(os.listdir(folder_path)))
+    monkeypatch.setattr(HfApi, 'upload_folder', upload)
     model.push_to_hub('me/scenes')
     assert sent == ['README.md', 'config.json', 'model.safetensors']
 
@@ -239,7 +244,7 @@ def test_cold_start(library, cpu_seconds):
 
 @pytest.mark.parametrize('method', ['tha_dcr', 'diffatr'])
 def test_methods_that_look_twice(library, tmp_path, method):
-    "Blocks of the text encoder are found again by their fingerprint; a second look takes as many candidates as there are"
+    "Blocks of the text encoder are found by their fingerprint; a second look takes as many candidates as there are"
     from atr_nb.results.blocks import Blocks
     from atr_nb.results.runs import Lab
     from atr_nb.settings import load

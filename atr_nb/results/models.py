@@ -193,7 +193,7 @@ class Retriever(ModelHubMixin, library_name='atr_nb', license='apache-2.0', lang
 
     def __repr__(self): return f'Retriever({self.name})'
 
-# %% ../../nbs/results/77_models.ipynb #f3053c5b
+# %% ../../nbs/results/77_models.ipynb #60988856
 @patch(as_prop=True)
 def name(self:Retriever)->str:
     told = self.config['trained']
@@ -207,7 +207,8 @@ def sample_rate(self:Retriever)->int: return self.audio.sample_rate # of the sam
 def longest_seconds(self:Retriever)->float|None: return self.audio.longest_seconds # None: sounds of any length
 
 @patch(as_prop=True)
-def kinds(self:Retriever)->list[str]: return self.config['trained'].get('kinds', []) # of sound that it knows; empty: not said
+def kinds(self:Retriever)->list[str]: # of sound that it knows; empty where that is not said
+    return self.config['trained'].get('kinds', [])
 
 @patch(as_prop=True)
 def fingerprint(self:Retriever)->str: # 16 hexadecimal digits
@@ -376,15 +377,15 @@ def _shell(side:str, config:dict)->Encoder: # what `_built` needs of an encoder
         stand_in = StoredBlocks(about['width'], about['how'], len(blocks))
     return SimpleNamespace(stand_in=lambda: stand_in)
 
-# %% ../../nbs/results/77_models.ipynb #2b1764a6
+# %% ../../nbs/results/77_models.ipynb #96bcb020
 def _limits(config:dict)->str:
     told = config['trained']
     general = 'The captions that it learned from were English.'
     if 'kinds' not in told: return f'{general} It was measured on {told["dataset"]} alone; elsewhere expect less.'
     kinds = ', '.join(told['kinds'])
-    return (f'It was trained on scenes mixed from recordings of {len(told["kinds"])} kinds of sound, and **knows little '
-            f'else**: {kinds}. No speech, no music beyond single notes, no rooms, no far microphones. The captions were '
-            f'ours, made by rule, and its numbers are none on AudioCaps or Clotho. {general}')
+    return (f'It was trained on scenes mixed from recordings of {len(told["kinds"])} kinds of sound, and **knows '
+            f'little else**: {kinds}. No speech, no music beyond single notes, no rooms, no far microphones. The '
+            f'captions were ours, made by rule, and its numbers are none on AudioCaps or Clotho. {general}')
 
 def _metrics(told:dict)->str: # a table in Markdown
     shown = 't2a_r1 t2a_r5 t2a_r10 a2t_r1 a2t_r5 a2t_r10'.split()
@@ -398,6 +399,7 @@ def card(config:dict)->str: # Markdown
     options = ', '.join(f'{k}={v!r}' for k, v in c['options'].items()) or 'as first written down'
     ears = 'fine-tuned and saved here' if c['finetune'] else 'frozen and not saved here; their fingerprints are checked'
     made = ', '.join(f'{k} {v}' for k, v in told['versions'].items())
+    tested = f"{told['n_clips']:,} clips, {told['n_captions']:,} captions"
     return f'''# {c['method']}, trained on {told['dataset']}
 
 A model for audio-text retrieval: row "{told['row'] or c['method']}" of "{told['paper'] or c['method']}" in atr_nb,
@@ -417,7 +419,7 @@ Encoders: {c['audio']['name']} for sound, {c['text']['name']} for text, {ears}.
 ## What it was trained on, and how good it is
 
 `{told['dataset']}`, seed {told['seed']}, profile `{told['profile'] or 'not recorded'}`; the weights are those of epoch
-{told['epoch']}, the best on validation. Recall in percent; test: {told['n_clips']:,} clips, {told['n_captions']:,} captions.
+{told['epoch']}, the best on validation. Recall in percent; test: {tested}.
 
 {_metrics(told)}
 

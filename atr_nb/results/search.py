@@ -203,7 +203,7 @@ def _remembered(place:Path, there:dict[str, list])->dict[str, Entry]: # of files
         except Damaged as e: warnings.warn(f'{e}; what it held is encoded again')
     return {path: known[path] for path, state in there.items() if path in known and known[path].state == state}
 
-# %% ../../nbs/results/78_search.ipynb #a3fa44e2
+# %% ../../nbs/results/78_search.ipynb #1bb4077f
 def bring_up_to_date(
     folder:Path,
     model:Retriever|Clap,
@@ -220,7 +220,8 @@ def bring_up_to_date(
         todo = {path: state for path, state in there.items() if path not in known}
         total, rest = (sum(size for size, _ in files.values()) for files in (there, todo))
         size = dict(total=total, initial=total - rest, unit='B', unit_scale=True)
-        with tqdm(**size, desc='listening', delay=1, leave=False) as bar: entries = known | listen(place, folder, todo, model, bar)
+        with tqdm(**size, desc='listening', delay=1, leave=False) as bar:
+            entries = known | listen(place, folder, todo, model, bar)
         entries = {path: entries[path] for path in there}
         _settle(place, entries, describe(model))
     unreadable = sum(bool(e.why) for e in entries.values())
@@ -238,8 +239,9 @@ def _settle(place:Path, entries:dict[str, Entry], about:dict)->None:
     for file in place.iterdir():
         if file.name not in kept and not file.name.startswith('captions'): file.unlink()
 
-# %% ../../nbs/results/78_search.ipynb #85043383
-LITTLE = set('der das ein eine und auf mit le les une dans en la avec est el los las una del il gli het een uma'.split())
+# %% ../../nbs/results/78_search.ipynb #083f08c3
+LITTLE = set('der das ein eine und auf mit le les une dans en la avec est el los las una del il gli het een uma'
+             .split())
 
 def looks_foreign(
     text:str,
