@@ -24,13 +24,13 @@ class Settings:
     "Everything a run needs to know. Build it with `load` or `from_parameters`, which check every value."
     profile:str = 'embedded' # the section of settings.ini; also the folder under `out`
     datasets:tuple[str,...] = ('scenes-sparse', 'scenes-dense') # or audiocaps, clotho, folder:PATH
-    train_size:int = 0 # training pairs of a clip and a caption, so that data with several captions per clip cost no more
+    train_size:int = 0 # training pairs of a clip and a caption, so that several captions per clip cost no more
     val_size:int = 0 # validation clips; all sizes: 0 means all, scenes need a number, for a folder a limit
     test_size:int = 0 # test clips
     audio_encoder:str = 'aisfx' # aisfx, cnn10, cnn14, resnet38, htsat or ast
-    audio_weights:Path|None = None # a PANNs checkpoint as downloaded; for htsat and ast the folder of a CLAP model or an AST; empty: random weights (aisfx brings its own)
-    long_clips:str = 'refuse' # what htsat and ast do with clips longer than the ten seconds they take: refuse them, or hear them in windows
-    missing:str = 'error' # clips of audiocaps or clotho that are listed and not on disk: error, or skip them (tables tell)
+    audio_weights:Path|None = None # a PANNs checkpoint, or a CLAP (htsat) or AST folder; empty: random, but aisfx's own
+    long_clips:str = 'refuse' # what htsat and ast do with clips longer than their ten seconds: refuse, or windows
+    missing:str = 'error' # clips of audiocaps or clotho that are listed and not on disk: error, or skip (tables tell)
     text_encoder:str = 'minilm' # minilm, tiny, a model name of the Hugging Face hub, or a folder (begins with . / or ~)
     finetune:bool = False # train the encoders too (True), or cache their features (False)
     width:int = 512 # dimension of the joint space
@@ -44,11 +44,11 @@ class Settings:
     ablation_seeds:tuple[int,...] = (0,) # for everything else
     device:str = 'auto' # cpu, mps, cuda (the first GPU), cuda:N, or auto (cuda where there is one, else cpu)
     precision:str = 'no' # mixed precision: no, bf16 or fp16; a CPU has no fp16
-    jobs:int = 0 # runs trained at the same time, where encoders are frozen and there is no GPU; 0: one per core, 8 at most
+    jobs:int = 0 # runs trained at once, where encoders are frozen and there is no GPU; 0: one per core, 8 at most
     cache:Path = Path('~/.cache/atr_nb') # encoder features: safe to delete, they are computed again
-    runs:Path = Path('~/.local/share/atr_nb/runs') # trained models and their records: without them, everything is trained again
+    runs:Path = Path('~/.local/share/atr_nb/runs') # trained models and records: without them, all is trained again
     data:Path = Path('data') # where AudioCaps and Clotho live
-    captions:Path|None = None # auxiliary captions of the first dataset by another captioner, CSV or JSON lines; empty: our own
+    captions:Path|None = None # auxiliary captions of the first dataset by another captioner, CSV or JSONL; empty: ours
     captions_seen:tuple[str,...] = ('train',) # splits of the dataset that this other captioner was trained on
     out:Path = Path('reports') # where tables, figures and run records go
     force:bool = False # run again what has been run already
@@ -56,7 +56,7 @@ class Settings:
     root:Path = Path('.') # the folder of settings.ini; found, not set
     folders:dict[str,Path] = field(default_factory=dict, hash=False) # folder:NAME -> where it lies; found, not set
 
-    def describe(self)->dict: # name -> plain value; paths are shortened, so that the page reads the same on every machine
+    def describe(self)->dict: # name -> plain value; paths are shortened: the page reads the same on every machine
         "What was asked for, without what cannot change a run's numbers (`force`, `jobs`, `methods`, `root`)"
         found = {k: _plain(getattr(self, k), self.root) for k in _types if k not in WITHOUT_EFFECT}
         lies = {name: OWN + _plain(path, self.root) for name, path in self.folders.items()}
@@ -84,11 +84,13 @@ def _plain(value, root:Path): # what JSON and a reader can take
 _datasets = ('scenes-sparse', 'scenes-dense', 'audiocaps', 'clotho')
 
 def _one_of(*names): return (lambda v: v in names), 'one of ' + ', '.join(names)
-def _whole(least, most, note=''): return (lambda v: least <= v <= most), f'a whole number from {least:,} to {most:,}{note}'
+def _whole(least, most, note=''):
+    return (lambda v: least <= v <= most), f'a whole number from {least:,} to {most:,}{note}'
 def _distinct(v): return len(set(v)) == len(v) > 0
 
 _size = _whole(0, 10**8, ' (0 means all of audiocaps, clotho or a folder; scenes need a number)')
-_seeds = (lambda v: _distinct(v) and 0 <= min(v) <= max(v) < 2**63), 'one or more different whole numbers below 2**63, such as 0,1,2'
+_seeds = ((lambda v: _distinct(v) and 0 <= min(v) <= max(v) < 2**63),
+          'one or more different whole numbers below 2**63, such as 0,1,2')
 _path = (lambda v: v is not None and not v.is_file()), 'a folder'
 _yes_no = (lambda v: True), 'yes or no'
 _rules = dict(
@@ -104,7 +106,8 @@ _rules = dict(
     schedule=_one_of('steps', 'one-cycle'),
     patience=_whole(0, 10**6, ' (0 means never stop early)'),
     learning_rate=(lambda v: isfinite(v) and v > 0, 'a number above 0'), seeds=_seeds, ablation_seeds=_seeds,
-    device=(lambda v: re.fullmatch(r'auto|cpu|mps|cuda(:\d+)?', v), 'auto, cpu, mps, cuda or cuda:N'), precision=_one_of('no', 'bf16', 'fp16'),
+    device=(lambda v: re.fullmatch(r'auto|cpu|mps|cuda(:\d+)?', v), 'auto, cpu, mps, cuda or cuda:N'),
+    precision=_one_of('no', 'bf16', 'fp16'),
     jobs=_whole(0, 256, ' (0 means one per core, 8 at most)'),
     captions=(lambda v: v is None or v.is_file(), 'a file that exists'),
     captions_seen=(lambda v: set(v) <= {'train', 'val', 'test'}, 'none, one or more of train, val, test'),
@@ -118,7 +121,8 @@ def _convert(value, kind, root:Path):
     "Read `value` as `kind`; anything that is not one raises ValueError, TypeError or KeyError"
     if get_origin(kind) is tuple:
         parts = [p.strip() for p in value.split(',') if p.strip()] if isinstance(value, str) else value
-        return tuple(_convert(p, get_args(kind)[0], root) for p in (parts if isinstance(parts, (list, tuple)) else [parts]))
+        return tuple(_convert(p, get_args(kind)[0], root)
+                     for p in (parts if isinstance(parts, (list, tuple)) else [parts]))
     if kind is bool: return value if isinstance(value, bool) else _words[str(value).lower()]
     if isinstance(value, bool): raise TypeError
     if kind is int and isinstance(value, float) and value != int(value): raise ValueError
@@ -185,7 +189,8 @@ def load(
     ini = find_ini()
     root, found = ini.parent, profiles(ini)
     profile = Settings.profile if profile is None else profile
-    if not isinstance(profile, str) or profile not in found: raise ValueError(f'unknown profile {profile!r}{suggest(profile, list(found))}')
+    if not isinstance(profile, str) or profile not in found:
+        raise ValueError(f'unknown profile {profile!r}{suggest(profile, list(found))}')
     for key in overrides:
         if key not in _types: raise ValueError(f'unknown parameter {key!r}{suggest(key, list(_types))}')
     values = {k: _checked(k, getattr(Settings, k), root) for k in ('cache', 'runs', 'data', 'out')}
@@ -197,10 +202,11 @@ def load(
     return _with_ablations(Settings(profile=profile, root=root, **values), overrides)
 
 def _with_ablations(s:Settings, overrides:dict)->Settings: # claims compare rows seed by seed
-    "Ablations have some of the seeds of the main tables: the first, where other seeds were asked for than the profile's."
+    "Ablations have some of the seeds of the main tables: the first, if other seeds than the profile's were asked for."
     if set(s.ablation_seeds) <= set(s.seeds): return s
     if overrides.get('ablation_seeds') is not None:
-        raise ValueError(f'ablation_seeds={s.ablation_seeds} will not do: rows are compared seed by seed; name some of seeds={s.seeds}')
+        raise ValueError(f'ablation_seeds={s.ablation_seeds} will not do: rows are compared seed by seed; '
+                         f'name some of seeds={s.seeds}')
     return replace(s, ablation_seeds=s.seeds[:1])
 
 # %% ../nbs/00_settings.ipynb #6b235fea

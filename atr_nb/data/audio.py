@@ -31,8 +31,10 @@ def check_audio(
     )->Tensor: # the same samples
     "Refuse a sound that is too short, not a number, or silent."
     if len(waveform) < LEAST_SECONDS * sample_rate:
-        raise AudioError(f"{path}: {len(waveform) / sample_rate:.3f} s of sound, and at least {LEAST_SECONDS} s are needed; replace the file or leave it out")
-    if not waveform.isfinite().all(): raise AudioError(f"{path}: contains samples that are not numbers (NaN or infinite); export it again")
+        raise AudioError(f"{path}: {len(waveform) / sample_rate:.3f} s of sound, and at least {LEAST_SECONDS} s "
+                         "are needed; replace the file or leave it out")
+    if not waveform.isfinite().all():
+        raise AudioError(f"{path}: contains samples that are not numbers (NaN or infinite); export it again")
     if waveform.abs().max() < 2**-15: raise AudioError(f"{path}: is silent; replace the file or leave it out")
     return waveform
 
@@ -71,7 +73,7 @@ def opened(
     path:str|Path, # an audio file
     how:type[sf.SoundFile]=_Forward, # `soundfile.SoundFile` for a part of it
     ): # yields a `soundfile.SoundFile`
-    "Open a file that is read once, from beginning to end. `AudioError` when it cannot be understood, or what is read of it."
+    "Open a file that is read once, from beginning to end. `AudioError` when it, or a part of it, is not understood."
     try:
         if Path(path).suffix.lower() == '.raw': raise sf.LibsndfileError(1) # of a format that is none
         with how(_source(path)) as f: yield f
@@ -110,12 +112,14 @@ def promised(
 def _read(path:str|Path)->tuple[Tensor, int]: # mono waveform (S,), samples per second
     blocks = []
     with opened(path) as f:
-        while len(block := f.read(BLOCK, dtype='float32', always_2d=True)): blocks.append(torch.from_numpy(block).mean(1))
+        while len(block := f.read(BLOCK, dtype='float32', always_2d=True)):
+            blocks.append(torch.from_numpy(block).mean(1))
         waveform, rate = torch.cat(blocks) if blocks else torch.zeros(0), f.samplerate
         claimed = promised(f, path, len(waveform))
     if claimed > len(waveform) + 0.1 * rate: # mp3 counts whole packets
         told = 'its end is missing' if claimed == float('inf') else f'its header promises {claimed / rate:.2f} s'
-        raise AudioError(f"{path}: is cut short, {told} and {len(waveform) / rate:.2f} s are there; copy or download it again")
+        raise AudioError(f"{path}: is cut short, {told} and {len(waveform) / rate:.2f} s are there; "
+                         "copy or download it again")
     return waveform, rate
 
 def _read_span(path:str|Path, start:float, stop:float)->tuple[Tensor, int]: # as `_read`, between two times in seconds
@@ -143,10 +147,12 @@ def decode(
     sample_rate:int, # wanted samples per second
     span:tuple[float, float]|None=None, # from when to when, in seconds; None: all of it
     )->Tensor: # mono waveform (S,), float32, full scale is [-1, 1]
-    "Read a file, mix it to mono, resample it. `AudioError` when it cannot be read or used, `FileNotFoundError` when it is not there."
-    if not Path(path).is_file(): raise FileNotFoundError(f"{path}: no such audio file; check the path in the dataset's table")
+    "Read a file, mix it to mono, resample it. `AudioError` if it cannot be used, `FileNotFoundError` if it is missing."
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such audio file; check the path in the dataset's table")
     waveform, old = _read_span(path, *span) if span else _read(path)
-    if old < LEAST_RATE: raise AudioError(f"{path}: has {old} samples per second, at least {LEAST_RATE} are needed; export it again")
+    if old < LEAST_RATE:
+        raise AudioError(f"{path}: has {old} samples per second, at least {LEAST_RATE} are needed; export it again")
     check_audio(waveform, path, old)
     return torch.from_numpy(soxr.resample(waveform.numpy(), old, sample_rate)) if old != sample_rate else waveform
 
@@ -163,12 +169,13 @@ def mirror_ends(
 
 # %% ../../nbs/data/10_audio.ipynb #fd07eac4
 class LogMel(nn.Module):
-    "PANNs' log-mel spectrogram of 32 kHz sound. Always computed in float32, whatever precision the network around it uses."
+    "PANNs' log-mel spectrogram of 32 kHz sound. Computed in float32, whatever precision the network around it uses."
     sample_rate, n_fft, hop, bands = 32000, 1024, 320, 64
 
     def __init__(self):
         super().__init__()
-        filters = melscale_fbanks(self.n_fft//2 + 1, 50., 14000., self.bands, self.sample_rate, norm='slaney', mel_scale='slaney')
+        filters = melscale_fbanks(self.n_fft//2 + 1, 50., 14000., self.bands, self.sample_rate, norm='slaney',
+                                  mel_scale='slaney')
         self.register_buffer('window', torch.hann_window(self.n_fft), persistent=False)
         self.register_buffer('filters', filters, persistent=False)
 
@@ -180,7 +187,8 @@ class LogMel(nn.Module):
         with torch.autocast(waveform.device.type, enabled=False):
             if lengths is None: lengths = waveform.new_full((len(waveform),), waveform.shape[1], dtype=torch.long)
             x = mirror_ends(waveform.float(), lengths, self.n_fft//2)
-            power = spectrogram(x, 0, self.window, self.n_fft, self.hop, self.n_fft, power=2., normalized=False, center=False)
+            power = spectrogram(x, 0, self.window, self.n_fft, self.hop, self.n_fft, power=2., normalized=False,
+                                center=False)
             return 10 * (power.transpose(1, 2) @ self.filters).clamp(min=1e-10).log10()
 
 # %% ../../nbs/data/10_audio.ipynb #d256b498
@@ -209,7 +217,8 @@ class AisfxSpectrogram(nn.Module):
         )->Tensor: # about 0 to 1 (B, frames, 96), frames = 1 + samples // 1024
         "Frame t is centred on sample 1024 t. Silence is 0, so zero padding needs no special care."
         with torch.autocast(waveform.device.type, enabled=False):
-            power = spectrogram(waveform.float(), 0, self.window, self.n_fft, self.hop, self.n_fft, power=2., normalized=False, pad_mode='constant')
+            power = spectrogram(waveform.float(), 0, self.window, self.n_fft, self.hop, self.n_fft, power=2.,
+                                normalized=False, pad_mode='constant')
             return torch.log10(1 + 1e4 * (power.transpose(1, 2) @ self.filters)) / 9.457798957824707
 
 # %% ../../nbs/data/10_audio.ipynb #23ac829a

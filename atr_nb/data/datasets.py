@@ -36,7 +36,9 @@ def check_clips(
     first = {}
     for i, id in enumerate(ids):
         if not id: raise ValueError(f"{where}: clip {i} has an empty id; each clip needs an id of its own")
-        if id in first: raise ValueError(f"{where}: duplicate id {id!r} (clips {first[id]} and {i}); each clip needs an id of its own")
+        if id in first:
+            raise ValueError(f"{where}: duplicate id {id!r} (clips {first[id]} and {i}); "
+                             "each clip needs an id of its own")
         first[id] = i
     if captions is None: return
     if len(ids) != len(captions): raise ValueError(
@@ -45,13 +47,15 @@ def check_clips(
         if isinstance(cs, str): raise ValueError(f"{where}: captions of clip {id!r} are a string; put it in a list")
         if not cs: raise ValueError(f"{where}: clip {id!r} has no caption; write one or drop the clip")
         for k, c in enumerate(cs):
-            if not any(ch.isalnum() for ch in c): raise ValueError(f"{where}: empty caption, number {k+1} of clip {id!r} ({c!r}); write one or drop the clip")
+            if not any(ch.isalnum() for ch in c):
+                raise ValueError(f"{where}: empty caption, number {k+1} of clip {id!r} ({c!r}); "
+                                 "write one or drop the clip")
 
 # %% ../../nbs/data/12_datasets.ipynb #3e35bd5b
 SPLITS = 'train', 'val', 'test'
 
 class Clips:
-    "Clips with their captions: the interface of every dataset. Subclasses implement `audio`, `duration` and extend `manifest`."
+    "Clips with captions: the interface of every dataset. Subclasses implement `audio`, `duration`, extend `manifest`."
     note = '' # a remark for whoever reports results on this dataset
 
     def __init__(self,
@@ -85,12 +89,15 @@ class Clips:
     @cached_property
     def manifest_hash(self)->str: return hash_json(self.manifest()) # which clips and captions, exactly
     @cached_property
-    def sound_hash(self)->str: return hash_json({k:v for k,v in self.manifest().items() if k != 'captions'}) # the same, whatever the captions
+    def sound_hash(self)->str: # the same, whatever the captions
+        return hash_json({k:v for k,v in self.manifest().items() if k != 'captions'})
     @cached_property
     def ids_sha256(self)->str: return hashlib.sha256('\n'.join(self.ids).encode()).hexdigest() # which clips, by name
 
     def __len__(self)->int: return len(self.ids)
-    def __repr__(self): return f"{type(self).__name__}({self.name} {self.split}: {len(self):,} clips, {len(self.flat_captions):,} captions)"
+    def __repr__(self):
+        return (f"{type(self).__name__}({self.name} {self.split}: {len(self):,} clips, "
+                f"{len(self.flat_captions):,} captions)")
 
 # %% ../../nbs/data/12_datasets.ipynb #1f9f363a
 class Part(Clips):
@@ -112,9 +119,11 @@ def read_table(
     path:Path, # a CSV file with a header
     )->pd.DataFrame: # every cell a str
     "Read a CSV file as text. A missing or empty file is an error that says so."
-    if not path.is_file(): raise FileNotFoundError(f"{path} does not exist; {path.parent} should hold a table of its clips by that name")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; {path.parent} should hold a table of its clips by that name")
     try: table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding='utf-8-sig')
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e: raise ValueError(f"{path} is not a CSV file in UTF-8 with a header: {e}") from e
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e:
+        raise ValueError(f"{path} is not a CSV file in UTF-8 with a header: {e}") from e
     if table.empty: raise ValueError(f"{path} has no rows; each clip needs one")
     return table
 
@@ -124,7 +133,9 @@ def caption_columns(
     )->list[str]: # 'text' or every column that starts with 'caption'
     "The columns that hold captions, in the order of the file."
     found = [c for c in table.columns if c == 'text' or c.lower().startswith('caption')]
-    if not found: raise ValueError(f"{path} has no caption column; call it 'caption' ('caption_1', 'caption_2', ... for several) or 'text'. Its columns: {', '.join(table.columns)}")
+    if not found:
+        raise ValueError(f"{path} has no caption column; call it 'caption' ('caption_1', 'caption_2', ... for several) "
+                         f"or 'text'. Its columns: {', '.join(table.columns)}")
     return found
 
 # %% ../../nbs/data/12_datasets.ipynb #e6e37884
@@ -137,7 +148,8 @@ def read_captions(
     captions = [[c.strip() for c in row] for row in table[columns].itertuples(index=False)]
     for n, row in enumerate(captions):
         for column, c in zip(columns, row):
-            if not c: raise ValueError(f"{path}, row {n+2}: empty caption in column {column!r}; write one or delete the row")
+            if not c:
+                raise ValueError(f"{path}, row {n+2}: empty caption in column {column!r}; write one or delete the row")
     return captions
 
 # %% ../../nbs/data/12_datasets.ipynb #4bd5cfaa
@@ -182,12 +194,14 @@ def inside(
     name:str, # a relative path from a table
     where:str, # table and row, named in errors
     )->Path: # the file
-    "The file `name` in `folder`. A path that leaves the folder, itself or through a link, is refused; so is a missing file."
+    "The file `name` in `folder`. A path that leaves it, itself or through a link, is refused; so is a missing file."
     try: path, there = (folder/name).resolve(), (folder/name).is_file()
     except (OSError, ValueError) as e:
         why = getattr(e, 'strerror', e)
-        raise ValueError(f"{where}: {name[:60]!r} cannot be the name of a file ({why}); correct the row or delete it") from e
-    if not path.is_relative_to(folder.resolve()): raise ValueError(f"{where}: {name!r} leaves the folder {folder}; copy the file into it and use a relative path")
+        raise ValueError(f"{where}: {name[:60]!r} cannot be the name of a file ({why}); "
+                         "correct the row or delete it") from e
+    if not path.is_relative_to(folder.resolve()):
+        raise ValueError(f"{where}: {name!r} leaves the folder {folder}; copy the file into it and use a relative path")
     if not there: raise FileNotFoundError(f"{where}: {name!r} is not a file in {folder}; correct the row or delete it")
     return folder/name
 
@@ -286,11 +300,14 @@ def audio_files(
     found = {}
     for folder in folders:
         for p in sorted(folder.iterdir()) if folder.is_dir() else ():
-            if p.suffix.lower() in AUDIO_SUFFIXES: found.setdefault(p.name, p); found.setdefault(p.stem, p)
+            if p.suffix.lower() in AUDIO_SUFFIXES:
+                found.setdefault(p.name, p)
+                found.setdefault(p.stem, p)
     return found
 
 # %% ../../nbs/data/12_datasets.ipynb #fc00300a
-MEI_SIZES = dict(AudioCaps=dict(train=49_274, val=494, test=957), Clotho=dict(train=3_839, val=1_045, test=1_045)) # clips
+MEI_SIZES = dict( # clips
+    AudioCaps=dict(train=49_274, val=494, test=957), Clotho=dict(train=3_839, val=1_045, test=1_045))
 
 def size_note(
     name:str, # 'AudioCaps' or 'Clotho'
@@ -301,7 +318,8 @@ def size_note(
     "Say how a split differs from the one of Mei et al. (2022)."
     usual, notes = MEI_SIZES[name][split], []
     if n_missing: notes.append(f"{n_missing:,} of {n + n_missing:,} listed clips are not on disk and were skipped")
-    if n != usual: notes.append(f"{n:,} clips where Mei et al. (2022) have {usual:,}: results are not comparable one to one")
+    if n != usual:
+        notes.append(f"{n:,} clips where Mei et al. (2022) have {usual:,}: results are not comparable one to one")
     return '; '.join(notes)
 
 # %% ../../nbs/data/12_datasets.ipynb #ee63d2a3
@@ -315,13 +333,18 @@ class Listed(Files):
         missing:str='error', # 'error' or 'skip' clips that are not on disk
         **length, # `seconds` and `pad` of `Files`
         ):
-        if missing not in ('error','skip'): raise ValueError(f"{name}: missing={missing!r} is unknown; use 'error' or 'skip'")
+        if missing not in ('error','skip'):
+            raise ValueError(f"{name}: missing={missing!r} is unknown; use 'error' or 'skip'")
         found = audio_files(folders)
         paths = [next((found[n] for n in names if n in found), None) for _, _, names in rows]
         self.missing = [id for (id, _, _), p in zip(rows, paths) if p is None]
         if self.missing and (missing == 'error' or len(self.missing) == len(rows)):
-            raise FileNotFoundError(f"{name} {split}: {len(self.missing):,} of {len(rows):,} clips are not on disk, first {', '.join(self.missing[:5])}. "
-                f"Looked for names like {' or '.join(rows[0][2])} ({' '.join(AUDIO_SUFFIXES)}) in {', '.join(map(str, folders))}. Add the files, or pass missing='skip' to go on without these clips")
+            raise FileNotFoundError(
+                f"{name} {split}: {len(self.missing):,} of {len(rows):,} clips are not on disk, "
+                f"first {', '.join(self.missing[:5])}. "
+                f"Looked for names like {' or '.join(rows[0][2])} ({' '.join(AUDIO_SUFFIXES)}) "
+                f"in {', '.join(map(str, folders))}. "
+                "Add the files, or pass missing='skip' to go on without these clips")
         there = [(id, cs, p) for (id, cs, _), p in zip(rows, paths) if p is not None]
         super().__init__(name, split, *map(list, zip(*there)), **length)
         self.note = size_note(name, split, len(self), len(self.missing))
@@ -349,7 +372,9 @@ class AudioCaps(Listed):
         path = Path(csv) if csv else folder/f'{split}.csv'
         table = read_table(path)
         column = next((c for c in ('youtube_id','file_name') if c in table), None)
-        if column is None: raise ValueError(f"{path} has neither a column 'youtube_id' nor 'file_name'. Its columns: {', '.join(table.columns)}")
+        if column is None:
+            raise ValueError(f"{path} has neither a column 'youtube_id' nor 'file_name'. "
+                             f"Its columns: {', '.join(table.columns)}")
         clips = {}
         for n, (id, cs) in enumerate(zip(table[column], read_captions(table, path))):
             start = f"_{table.start_time[n]}" if 'start_time' in table else ''
@@ -372,9 +397,11 @@ class Clotho(Listed):
         own = {v:k for k,v in CLOTHO_SPLITS.items()}[split]
         path = folder/f'clotho_captions_{own}.csv'
         table = read_table(path)
-        if 'file_name' not in table: raise ValueError(f"{path} has no column 'file_name'. Its columns: {', '.join(table.columns)}")
+        if 'file_name' not in table:
+            raise ValueError(f"{path} has no column 'file_name'. Its columns: {', '.join(table.columns)}")
         rows = [(f, cs, (f, Path(f).stem)) for f, cs in zip(table.file_name, read_captions(table, path))]
-        super().__init__('Clotho', split, rows, [folder/own, folder/'audio'/own, folder/'clotho_audio_files'/own], missing, seconds=30.)
+        super().__init__('Clotho', split, rows, [folder/own, folder/'audio'/own, folder/'clotho_audio_files'/own],
+                         missing, seconds=30.)
 
 # %% ../../nbs/data/12_datasets.ipynb #56e0aceb
 class Lengthened(Clips):
@@ -382,13 +409,20 @@ class Lengthened(Clips):
     def __init__(self,
         clips:Clips, # the dataset
         source:Clips, # where the others come from
-        others:list[list[int]], # for each clip, as many as there shall be, the clips of `source` around it; equally many for each
+        others:list[list[int]], # for each clip, the clips of `source` to be around it; equally many for each
         ):
         n, k = len(others), len(others[0]) if others else 0
-        if not 0 < n <= len(clips): raise ValueError(f"Lengthened: {n} lists of others for {len(clips)} clips; give at least one and at most as many as there are clips")
-        if short := [i for i, js in enumerate(others) if len(js) != k]: raise ValueError(f"Lengthened: clip {clips.ids[short[0]]!r} has {len(others[short[0]])} others, the first clip {k}; each needs equally many")
-        if k and clips.split == source.split: raise ValueError(f"Lengthened: the others come from {source.split!r}, the split of the clips themselves; then captions would be true of several clips")
-        super().__init__(f'{clips.name} + {k} other{"s" * (k > 1)}' if k else f'{clips.name}, first {n}', clips.split, clips.ids[:n], clips.captions[:n])
+        if not 0 < n <= len(clips):
+            raise ValueError(f"Lengthened: {n} lists of others for {len(clips)} clips; "
+                             "give at least one and at most as many as there are clips")
+        if short := [i for i, js in enumerate(others) if len(js) != k]:
+            raise ValueError(f"Lengthened: clip {clips.ids[short[0]]!r} has {len(others[short[0]])} others, "
+                             f"the first clip {k}; each needs equally many")
+        if k and clips.split == source.split:
+            raise ValueError(f"Lengthened: the others come from {source.split!r}, the split of the clips themselves; "
+                             "then captions would be true of several clips")
+        super().__init__(f'{clips.name} + {k} other{"s" * (k > 1)}' if k else f'{clips.name}, first {n}',
+                         clips.split, clips.ids[:n], clips.captions[:n])
         self.clips, self.source, self.others = clips, source, others
         self.families = getattr(clips, 'families', torch.arange(len(clips)))[:n]
 
@@ -405,18 +439,26 @@ class Lengthened(Clips):
         drawn = lambda own: [int(j) for j in rng.permutation(len(source))[:2000] if not own & theirs[j]][:k]
         others = [drawn(own) for own in clips.topics()[:n]]
         for id, js in zip(clips.ids, others):
-            if len(js) < k: raise ValueError(f"Lengthened: clip {id!r} shares no topic with {len(js)} clips of {source}, not with {k}; ask for fewer")
+            if len(js) < k:
+                raise ValueError(f"Lengthened: clip {id!r} shares no topic with {len(js)} clips of {source}, "
+                                 f"not with {k}; ask for fewer")
         return cls(clips, source, others)
 
-    def topics(self)->list[set[str]]: return self.clips.topics()[:len(self)] # of the clips themselves, whatever stands around them
+    def topics(self)->list[set[str]]: # of the clips themselves, whatever stands around them
+        return self.clips.topics()[:len(self)]
 
     def parts(self, i:int)->list[tuple[Clips, int]]: # what is heard in clip i, in order
-        js = [(self.source, j) for j in self.others[i]]; place = i % (len(js) + 1)
+        js = [(self.source, j) for j in self.others[i]]
+        place = i % (len(js) + 1)
         return [*js[:place], (self.clips, i), *js[place:]]
 
-    def audio(self, i:int, sample_rate:int)->Tensor: return torch.cat([clips.audio(j, sample_rate) for clips, j in self.parts(i)])
+    def audio(self, i:int, sample_rate:int)->Tensor:
+        return torch.cat([clips.audio(j, sample_rate) for clips, j in self.parts(i)])
+
     def duration(self, i:int)->float: return sum(clips.duration(j) for clips, j in self.parts(i))
-    def manifest(self)->dict: return super().manifest() | dict(others=self.others, clips=self.clips.manifest(), source=self.source.manifest())
+
+    def manifest(self)->dict:
+        return super().manifest() | dict(others=self.others, clips=self.clips.manifest(), source=self.source.manifest())
 
 # %% ../../nbs/data/12_datasets.ipynb #0e5a783d
 def _complaint(clips:Clips, i:int, sample_rate:int)->str: # '' when all is well

@@ -48,7 +48,7 @@ def describe(
     return Captions('ours', train.clips.name, said, seen=('train',)), about
 
 def _half(bench:Workbench, dataset:str, seed:int, first:bool, force:bool=False)->dict: # clip id -> caption
-    "What a captioner of one half of the training clips says of the other; the first half's also of validation and test."
+    "What a captioner of one half of the training clips says of the other; the first also of validation and test."
     train, valid, test = (bench.pairs(dataset, split) for split in SPLITS)
     rows = list(range(len(train.clips)))
     ahead, behind = (part(train, its) for its in (rows[:len(rows) // 2], rows[len(rows) // 2:]))

@@ -90,18 +90,19 @@ class Search:
         choices:dict[str, tuple]|None=None, # None: what the method declares
         n:int=12, # trials
         seed:int=0, # of the draw and of the training
-        row:Callable[[dict, str, int], dict]|None=None, # (values, dataset, seed) -> arguments of `Lab.trial`; None: `as_row`
+        row:Callable[[dict, str, int], dict]|None=None, # values, dataset, seed -> `Lab.trial` arguments; None: `as_row`
         bench:Workbench|None=None, # other encoders, as `Lab.trial` takes them
         ):
         self.lab, self.method, self.seed, self.bench = lab, method, seed, bench or lab
         self.choices = choices_of(method) if choices is None else choices
-        self.row = row or (lambda values, dataset, seed: as_row(lab, method, self.bench.frames() | values) | dict(bench=bench))
+        self.row = row or (lambda values, dataset, seed:
+                           as_row(lab, method, self.bench.frames() | values) | dict(bench=bench))
         self.settings, self.folder = draw(self.choices, n, seed), lab.folder/method
         self._try_out()
         s = lab.settings
-        question = dict(choices=self.choices, trials=n, seed=seed, datasets=s.datasets, sizes=[s.train_size, s.val_size],
-                        epochs=s.epochs, batch_size=s.batch_size, schedule=s.schedule, learning_rate=s.learning_rate,
-                        width=s.width)
+        question = dict(choices=self.choices, trials=n, seed=seed, datasets=s.datasets,
+                        sizes=[s.train_size, s.val_size], epochs=s.epochs, batch_size=s.batch_size,
+                        schedule=s.schedule, learning_rate=s.learning_rate, width=s.width)
         _check_grid(self.folder/'grid.json', question)
 
     def _try_out(self)->None:
@@ -116,7 +117,8 @@ class Search:
     def run(self)->pd.DataFrame: # a row per trial and dataset
         "Make the trials, several at a time, or find them, and write them down in `trials.jsonl`."
         todo = [(k, d) for k in range(len(self.settings)) for d in self.lab.settings.datasets]
-        plan = {f'trial {k}, {d}': dict(dataset=d, seed=self.seed, **self.row(self.settings[k], d, self.seed)) for k, d in todo}
+        plan = {f'trial {k}, {d}': dict(dataset=d, seed=self.seed, **self.row(self.settings[k], d, self.seed))
+                for k, d in todo}
         outcomes = try_all(self.lab, plan, self.method)
         lines = [dict(method=self.method, trial=k, values=self.settings[k]) | outcome
                  for (k, _), outcome in zip(todo, outcomes)]

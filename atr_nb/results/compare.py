@@ -20,7 +20,8 @@ def paper_folders(
     "The papers in a report. ValueError where there is none."
     report = Path(report)
     found = {file.parent.relative_to(report).as_posix(): file.parent for file in sorted(report.rglob('runs.jsonl'))}
-    if not found: raise ValueError(f'{report} holds no runs.jsonl; name a folder of reports, of a profile or of a paper')
+    if not found:
+        raise ValueError(f'{report} holds no runs.jsonl; name a folder of reports, of a profile or of a paper')
     return found
 
 def _metrics(report:Path|str)->pd.DataFrame: # a row per run, indexed by LABEL, a column per metric shown
@@ -35,7 +36,8 @@ def differences(
     "How far the runs of two reports lie apart. ValueError if they have none in common."
     first, second = _metrics(a), _metrics(b)
     common = first.index.intersection(second.index, sort=False)
-    if common.empty: raise ValueError(f'{a} and {b} have no run in common (the same paper, table, row, dataset, split and seed)')
+    if common.empty:
+        raise ValueError(f'{a} and {b} have no run in common (the same paper, table, row, dataset, split and seed)')
     return second.loc[common] - first.loc[common]
 
 # %% ../../nbs/results/78_compare.ipynb #c975e886
@@ -70,8 +72,10 @@ def compare(
     verdicts, judged = changed_verdicts(a, b)
     identical = int((runs == 0).all(axis=1).sum())
     lines = [f'{len(runs)} runs in both, {identical} of them with the same numbers.',
-             f'R@1 of a run differs by {runs[r1].abs().mean().mean():.2f} points on average, by {runs[r1].abs().max().max():.2f} at most;',
-             f'the mean of a row over its seeds by {rows[r1].abs().mean().mean():.2f}, by {rows[r1].abs().max().max():.2f} at most.']
+             f'R@1 of a run differs by {runs[r1].abs().mean().mean():.2f} points on average, '
+             f'by {runs[r1].abs().max().max():.2f} at most;',
+             f'the mean of a row over its seeds by {rows[r1].abs().mean().mean():.2f}, '
+             f'by {rows[r1].abs().max().max():.2f} at most.']
     shown = rows.loc[moved[moved > 0].index[:most], r1]
     if len(shown): lines += ['', f'The rows that differ most (B minus A, points; {len(shown)} of {len(rows)}):',
                              shown.round(2).reset_index().to_string(index=False)]

@@ -37,7 +37,7 @@ class Size:
         return 2 * self.clips * self.frames * self.captions * self.words * self.width
 
     def factors(self, n:int)->int: # floating-point operations
-        "Frames with sentences, frames with frames, and hidden layers four times as wide as a factor. [alignment.factors]"
+        "Frames with sentences, frames with frames, hidden layers four times as wide as a factor. [alignment.factors]"
         return 2 * self.clips * self.captions * (5 * self.frames * self.width + n * self.frames**2)
 
 AUDIOCAPS = Size(957, 31, 4785, 20, 1024) # its test set, in frames of 0.32 s
@@ -64,7 +64,8 @@ def _untrained(method:str, options:dict, size:Size)->tuple: # the model, its cli
     takes_blocks = method == 'tha_dcr'
     text = StoredBlocks(3 * WIDTH, 'mean', 3) if takes_blocks else Precomputed(WIDTH, 'mean')
     model = create(method, audio=Precomputed(WIDTH, 'mean'), text=text, **({'width': size.width} | options)).eval()
-    noise = SimpleNamespace(audio=_Noise(size.clips, size.frames, WIDTH), text=_Noise(size.captions, size.words, text.width))
+    noise = SimpleNamespace(audio=_Noise(size.clips, size.frames, WIDTH),
+                            text=_Noise(size.captions, size.words, text.width))
     return model, *encode_all(model, noise)
 
 def _measured(method:str, options:dict, size:Size, work:int)->dict:
@@ -83,6 +84,7 @@ def scoring_cost(
     work:int|None=None, # operations that count; None: the products of all frames with all words
     **options, # of the method
     )->dict: # 'seconds', 'machine GFLOP/s', 'scoring GFLOP/s', 'share of peak', 'peak memory MB'
-    "Score random clips and captions on the CPU, in a process of its own. In a script, call it under `if __name__ == '__main__':`."
+    """Score random clips and captions on the CPU, in a process of its own.
+    In a script, call it under `if __name__ == '__main__':`."""
     with ProcessPoolExecutor(1, mp_context=get_context('spawn')) as process:
         return process.submit(_measured, method, options, size, work or size.products).result()

@@ -30,7 +30,8 @@ __all__ = ['Row', 'PUBLISHED', 'Findings', 'Experiment', 'mined', 'drawn', 'with
 class Findings(list):
     "Sentences with what must hold for each to be true; shows those that are. Items: (holds, sentence)."
     @property
-    def untrue(self)->list[str]: return [sentence for holds, sentence in self if not holds] # sentences that are left out
+    def untrue(self)->list[str]: # sentences that are left out
+        return [sentence for holds, sentence in self if not holds]
 
     def _repr_markdown_(self)->str:
         lines = [f'* {sentence}' for holds, sentence in self if holds]
@@ -43,7 +44,7 @@ Row = dict | Callable[[str, int], dict] # arguments of `Lab.run`, or a function 
 
 def _of(row:Row, dataset:str, seed:int)->dict: return row(dataset, seed) if callable(row) else row
 
-PUBLISHED = dict(options=dict(loss='nt_xent')) # a row: the baseline as its paper recommends it, with the settings' recipe
+PUBLISHED = dict(options=dict(loss='nt_xent')) # a row: the baseline as its paper recommends it, the settings' recipe
 
 class Experiment(Lab):
     "The runs of one paper, and what is shown and said of them."
@@ -66,7 +67,8 @@ class Experiment(Lab):
         "Make or find the runs of some rows, save them, and render their table."
         datasets = self.settings.datasets if datasets is None else datasets
         seeds = self.settings.seeds if seeds is None else seeds
-        todo = [(row, dict(dataset=d, seed=seed, **_of(rows[row], d, seed))) for d in datasets for row in rows for seed in seeds]
+        todo = [(row, dict(dataset=d, seed=seed, **_of(rows[row], d, seed)))
+                for d in datasets for row in rows for seed in seeds]
         if self._planned is not None:
             self._planned.append((name, list(rows), todo))
             return None
@@ -162,12 +164,13 @@ def loss(self:Experiment,
 
 @patch
 def ranks(self:Experiment, record:dict, way:str='t2a')->np.ndarray: # counted from 0, ties by their mean (queries,)
-    "The rank of the right answer of each query: of the clip for a caption ('t2a'), of the first caption for a clip ('a2t')."
+    "The rank of the right answer of each query: of the clip for a caption ('t2a'), of a clip's first caption ('a2t')."
     stored = {f"{record['run']}_{w}": its for w, its in self._ranks[record['run']].items()}
     return place_of(stored, record, way).rank().numpy()
 
 @patch
-def near_misses(self:Experiment, table:str, row:str, dataset:str)->pd.DataFrame: # kinds x ('R@1', 'told apart'), in percent
+def near_misses(self:Experiment, table:str, row:str, dataset:str,
+                )->pd.DataFrame: # kinds x ('R@1', 'told apart'), in percent
     "`near_miss_recall` of scenes whose test split comes in families, mean over a row's seeds."
     found = self.find(table=table, row=row, dataset=dataset)
     return sum(near_miss_recall(self.scores(r), self.clips(dataset, 'test')) for r in found) / len(found)
@@ -182,7 +185,8 @@ def judge(self:Experiment, claims:list[Claim])->Verdicts: # of all claims so far
     return self.verdicts
 
 @patch
-def compare(self:Experiment, better:tuple, worse:tuple, metric:str='t2a_r1', dataset:str|None=None)->dict: # with 'verdict' and 'effect'
+def compare(self:Experiment, better:tuple, worse:tuple, metric:str='t2a_r1', dataset:str|None=None,
+            )->dict: # with 'verdict' and 'effect'
     "Judge two rows, (table, row) each, without making a claim of it; on the first dataset unless told otherwise."
     claim = Claim('compared', '', better, worse, metric, dataset or self.settings.datasets[0])
     self.save()
@@ -227,7 +231,7 @@ def mined(
     teacher:dict, # the record of a trained model
     batch_size:int,
     seed:int,
-    which:str='text', # whose vectors: 'audio', 'text' or 'both'; chosen on validation, trial 8 of reports/embedded/choices
+    which:str='text', # whose vectors: 'audio', 'text' or 'both'; by validation, trial 8 of reports/embedded/choices
     guard:float|None=0.95, # no two samples of a batch with a higher cosine; None: no such rule
     split:str='train', # of the teacher's dataset
     )->dict[str, MinedBatches]: # 'easy' and 'hard'
@@ -253,7 +257,7 @@ def drawn(
 
 def with_curriculum(
     lab:Experiment,
-    teacher:dict|None, # the record of a trained model, on the same dataset; None: no mining, random batches in the same stages
+    teacher:dict|None, # the record of a trained model, on the same dataset; None: random batches in the same stages
     seed:int,
     method:str='cmlf',
     options:dict|None=None, # of the method
@@ -264,7 +268,8 @@ def with_curriculum(
     bench:Workbench|None=None, # other encoders
     )->dict: # arguments for `Lab.run`
     "A row for `sweep`: a method trained in 3CMLF's three stages, with mined batches."
-    recipe = cmlf_recipe((bench or lab).model(method, options or {}, seed), recipe or lab.recipe(), bool(teacher), shares)
+    recipe = cmlf_recipe((bench or lab).model(method, options or {}, seed), recipe or lab.recipe(), bool(teacher),
+                         shares)
     row = dict(method=method, options=options, recipe=recipe, bench=bench)
     if not teacher: return row
     its = mined(lab, teacher, recipe.batch_size, seed, which, guard)

@@ -26,7 +26,8 @@ __all__ = ['sequences', 'sound_captions', 'Heard', 'heard', 'on_its_sound', 'hea
 # %% ../../nbs/results/76_hearing.ipynb #af1228ad
 def sequences(clips:Clips)->list[int]: # clips, those of two sounds first
     "The scenes of different sounds one after the other; none where nothing is known of the sounds."
-    in_a_row = {i: len(d) for i, d in enumerate(getattr(clips, 'descriptions', [])) if all(len(slot) == 1 for slot in d)}
+    in_a_row = {i: len(d) for i, d in enumerate(getattr(clips, 'descriptions', []))
+                if all(len(slot) == 1 for slot in d)}
     fits = [i for i, n in in_a_row.items() if len(kind_set(clips.descriptions[i])) == n > 1]
     return sorted(fits, key=in_a_row.get)
 

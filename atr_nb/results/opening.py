@@ -72,12 +72,13 @@ def check_lengths(
     most = encoder.longest_seconds
     for i, clip in enumerate(clips.ids if most else ()):
         if (seconds := clips.duration(i)) > most: raise ValueError(
-            f'clip {clip!r} of {clips.name}, {clips.split}, has {seconds:.1f} s, but {encoder.name} takes {most:.1f}; cut the clip, '
-            'set long_clips=windows, or use an encoder for clips of any length: aisfx, cnn10, cnn14 or resnet38')
+            f'clip {clip!r} of {clips.name}, {clips.split}, has {seconds:.1f} s, but {encoder.name} takes {most:.1f}; '
+            'cut the clip, set long_clips=windows, or use an encoder for clips of any length: aisfx, cnn10, cnn14 or '
+            'resnet38')
 
 # %% ../../nbs/results/69_opening.ipynb #f23e1b99
 def untrained(settings:Settings): # an audio encoder
-    "An audio encoder that has heard nothing yet: the settings' own with random weights, or log-mel patches where encoders are frozen."
+    "An audio encoder that has heard nothing: the settings' own with random weights, or patches if encoders are frozen."
     from atr_nb.encoders.aisfx import Aisfx
     from atr_nb.encoders.patches import Patches
     if not settings.finetune: return Patches()
@@ -119,8 +120,8 @@ def check_data(settings:Settings)->None:
         folder = settings.data/dataset
         missing = [p for p in (folder, *(folder/table for table in TABLES[dataset])) if not p.exists()]
         if missing: raise FileNotFoundError(
-            f'{missing[0]} does not exist; {dataset} is yours to provide, in {folder} (data=DIR looks in DIR/{dataset}). '
-            'What belongs there: nbs/data/12_datasets.ipynb')
+            f'{missing[0]} does not exist; {dataset} is yours to provide, in {folder} '
+            f'(data=DIR looks in DIR/{dataset}). What belongs there: nbs/data/12_datasets.ipynb')
         for split in ('val', 'test'): open_split(settings, dataset, split)
 
 # %% ../../nbs/results/69_opening.ipynb #ff22f5fb
@@ -128,11 +129,12 @@ def _check_audio_encoder(settings:Settings)->None:
     weights, encoder = settings.audio_weights, settings.audio_encoder
     if not weights: return
     if encoder == 'aisfx': raise ValueError(
-        f'audio_weights={str(weights)!r}: aisfx brings its own weights and would ignore these; leave audio_weights empty, '
-        'or name the encoder they belong to: audio_encoder=cnn10, cnn14, resnet38, htsat or ast')
+        f'audio_weights={str(weights)!r}: aisfx brings its own weights and would ignore these; leave audio_weights '
+        'empty, or name the encoder they belong to: audio_encoder=cnn10, cnn14, resnet38, htsat or ast')
     kind, takes = 'file', f'{encoder} takes a PANNs checkpoint, a file as it is at Zenodo, record 3987831'
     if encoder in TRANSFORMERS:
-        kind, takes = 'folder', f'{encoder} takes the folder of {TRANSFORMERS[encoder]}, with config.json and *.safetensors'
+        kind, takes = 'folder', (
+            f'{encoder} takes the folder of {TRANSFORMERS[encoder]}, with config.json and *.safetensors')
     if not weights.exists(): raise FileNotFoundError(f'audio_weights: {weights} does not exist; {takes}')
     if weights.is_dir() != (kind == 'folder'): raise ValueError(f'audio_weights: {weights} is not a {kind}; {takes}')
     missing = [name for name in ('config.json', '*.safetensors') if kind == 'folder' and not any(weights.glob(name))]
@@ -148,8 +150,9 @@ def _check_text_encoder(settings:Settings)->None:
             f'text_encoder: {folder/"config.json"} does not exist; name a folder with a complete model')
     else:
         from huggingface_hub import constants, try_to_load_from_cache
-        if constants.HF_HUB_OFFLINE and not isinstance(try_to_load_from_cache(name, 'config.json'), str): raise ValueError(
-            f'text_encoder={name!r}: not minilm, tiny or a folder, was never downloaded, and HF_HUB_OFFLINE forbids to do it now')
+        if constants.HF_HUB_OFFLINE and not isinstance(try_to_load_from_cache(name, 'config.json'), str):
+            raise ValueError(f'text_encoder={name!r}: not minilm, tiny or a folder, was never downloaded, '
+                             'and HF_HUB_OFFLINE forbids to do it now')
 
 # %% ../../nbs/results/69_opening.ipynb #dd9efc8a
 def _check_methods(settings:Settings)->None:
@@ -163,7 +166,7 @@ def _check_transformer(settings:Settings)->None: # one for sound
         for split in ('val', 'test'): check_lengths(open_split(settings, dataset, split), encoder)
 
 def check(settings:Settings)->None:
-    "Raise a ValueError or FileNotFoundError for whatever the settings name and this machine does not have. Takes seconds."
+    "Raise a ValueError or FileNotFoundError for what the settings name and this machine does not have. Takes seconds."
     _check_methods(settings)
     check_data(settings)
     _check_audio_encoder(settings)

@@ -287,4 +287,5 @@ def plans(
 def total(found:list[Plan])->Plan:
     "All pages as one."
     unknown = any(p.unknown or p.failed for p in found)
-    return Plan('all', sum(p.todo for p in found), sum(p.there for p in found), 0, unknown, sum(p.seconds for p in found))
+    return Plan('all', sum(p.todo for p in found), sum(p.there for p in found), 0, unknown,
+                sum(p.seconds for p in found))

@@ -21,12 +21,15 @@ METRICS = [f'{d}_{m}' for d in ('t2a', 'a2t') for m in ('r1', 'r5', 'r10', 'r50'
 # %% ../../nbs/results/71_published.ipynb #89335105
 def _complaint(r:dict)->str|None:
     "What is wrong with one row of the file, or `None`."
-    if r['dataset'] not in DATASETS: return f"dataset {r['dataset']!r} has no published numbers; known: {', '.join(DATASETS)}"
+    if r['dataset'] not in DATASETS:
+        return f"dataset {r['dataset']!r} has no published numbers; known: {', '.join(DATASETS)}"
     for c in ('table', 'row', 'split'):
         if not r[c].strip(): return f"empty {c}"
-    if r['metric'] and r['metric'] not in METRICS: return f"unknown metric {r['metric']!r}; known: {', '.join(METRICS)}"
+    if r['metric'] and r['metric'] not in METRICS:
+        return f"unknown metric {r['metric']!r}; known: {', '.join(METRICS)}"
     if not r['value'].strip():
-        return None if r['note'].startswith('not at hand') else "no value: give one with its source, or a note that begins with 'not at hand'"
+        return (None if r['note'].startswith('not at hand')
+                else "no value: give one with its source, or a note that begins with 'not at hand'")
     try: value = float(r['value'])
     except ValueError: return f"value {r['value']!r} is not a number"
     if not 0 <= value <= 100: return f"value {r['value']} is not a percentage between 0 and 100"
@@ -38,20 +41,24 @@ def published(
     paper:str, # name of the reproduction, such as '3cmlf'
     folder:Path|str|None=None, # where the CSV files are; None: reports/published/ of this project
     )->pd.DataFrame: # one row per number, columns as in `COLUMNS`
-    "The numbers a paper printed. FileNotFoundError for a paper without a file, ValueError naming file and line for a row that cannot be trusted."
-    folder = Path(folder or FOLDER); file = folder/f'{paper}.csv'
+    """The numbers a paper printed. FileNotFoundError for a paper without a file,
+    ValueError naming file and line for a row that cannot be trusted."""
+    folder = Path(folder or FOLDER)
+    file = folder/f'{paper}.csv'
     if not file.is_file():
         known = ', '.join(sorted(p.stem for p in folder.glob('*.csv'))) or 'none'
         raise FileNotFoundError(f"no published numbers for {paper!r}: {file} is missing (papers at hand: {known})")
     df = pd.read_csv(file, dtype=str, keep_default_na=False)
-    if list(df.columns) != COLUMNS: raise ValueError(f"{file}: columns are {', '.join(df.columns)}; expected {', '.join(COLUMNS)}")
+    if list(df.columns) != COLUMNS:
+        raise ValueError(f"{file}: columns are {', '.join(df.columns)}; expected {', '.join(COLUMNS)}")
     for line, r in enumerate(df.to_dict('records'), 2):
         wrong = f"paper {r['paper']!r} does not match the file" if r['paper'] != paper else _complaint(r)
         if wrong: raise ValueError(f"{file}, line {line} ({r['row'] or 'no row label'}): {wrong}")
     twice = df.duplicated(['table', 'row', 'dataset', 'split', 'metric'])
     if twice.any():
         r = df[twice].iloc[0]
-        raise ValueError(f"{file}, line {twice.idxmax()+2} ({r.row}): {r.metric or 'the row'} on {r.dataset} is given twice")
+        raise ValueError(f"{file}, line {twice.idxmax()+2} ({r.row}): {r.metric or 'the row'} on {r.dataset} "
+                         "is given twice")
     return df.assign(value=pd.to_numeric(df['value'].str.strip()))
 
 # %% ../../nbs/results/71_published.ipynb #1c8f975c

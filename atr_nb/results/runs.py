@@ -23,8 +23,8 @@ from ..data.datasets import SPLITS, Clips
 from ..data.features import audio_features, text_features
 from ..evaluation.metrics import packed, places, ranks_hash, retrieval_metrics
 from ..evaluation.scoring import encode_all, evaluate
-from ..files import (BLANK, Damaged, atomic, check as check_file, code_hash, hash_json, intact, load_arrays, load_json,
-    save_arrays, save_json, seal, sealed, write_file)
+from ..files import (BLANK, Damaged, atomic, check as check_file, code_hash, hash_json, intact, load_arrays,
+    load_json, save_arrays, save_json, seal, sealed, write_file)
 from ..methods import create
 from ..model import Encoder, RetrievalModel
 from ..processes import can_fork, together
@@ -49,7 +49,8 @@ def commit()->str:
     return _git('rev-parse', '--short=12', 'HEAD') + ('+' if _git('status', '--porcelain', '--', '.') else '')
 
 def versions()->dict: # package -> version
-    return {'python': platform.python_version()} | {p: version(p) for p in ('torch', 'torchaudio', 'transformers', 'numpy')}
+    return ({'python': platform.python_version()}
+            | {p: version(p) for p in ('torch', 'torchaudio', 'transformers', 'numpy')})
 
 def device_name(device:torch.device)->str:
     if device.type == 'cuda': return torch.cuda.get_device_name(device)
@@ -57,11 +58,12 @@ def device_name(device:torch.device)->str:
     return f'{platform.machine()} CPU, {n} thread{"s" * (n > 1)}'
 
 def peak_memory_mb(device:torch.device)->int:
-    """Peak memory in MB: of the GPU where one is used, else of the process since it began, with what earlier runs in it took.
-    That of a forked process includes what it shares with its parent, such as the features."""
+    """Peak memory in MB: of the GPU where one is used, else of the process since it began, with what earlier runs in it
+    took. That of a forked process includes what it shares with its parent, such as the features."""
     if device.type == 'cuda': return round(torch.cuda.max_memory_allocated(device) / 2**20)
     linux = Path('/proc/self/status') # there, ru_maxrss also counts what the parent held when it started this process
-    if linux.exists() and (peak := re.search(r'VmHWM:\s+(\d+) kB', linux.read_text())): return round(int(peak[1]) / 2**10)
+    if linux.exists() and (peak := re.search(r'VmHWM:\s+(\d+) kB', linux.read_text())):
+        return round(int(peak[1]) / 2**10)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2**20 if sys.platform == 'darwin' else 2**10))
 
@@ -90,16 +92,17 @@ class Workbench:
 
     def pairs(self, dataset:str, split:str)->Pairs:
         "One split of one dataset, ready for training or scoring."
-        if (dataset, split) not in self._splits: self._splits[dataset, split] = self.open_pairs(open_split(self.settings, dataset, split))
+        if (dataset, split) not in self._splits:
+            self._splits[dataset, split] = self.open_pairs(open_split(self.settings, dataset, split))
         return self._splits[dataset, split]
 
     def add(self, pairs:Pairs)->Pairs:
-        "Make pairs of your own known under the name and split of their clips, so that they can be measured like any other."
+        "Make pairs of your own known under the name and split of their clips, to be measured like any other."
         self._splits[pairs.clips.name, pairs.clips.split] = pairs
         return pairs
 
     def open_pairs(self, clips:Clips)->Pairs:
-        "Pairs of any clips: cached features where the encoders are frozen, waveforms and token ids where they are fine-tuned."
+        "Pairs of any clips: cached features where the encoders are frozen, waveforms and token ids where fine-tuned."
         (audio, text), s = self.encoders, self.settings
         check_lengths(clips, audio)
         if s.finetune: inputs = Waveforms(clips, audio.sample_rate), Tokens(clips.flat_captions, text)
@@ -108,7 +111,7 @@ class Workbench:
         return Pairs(*inputs, clips.clip_of_caption, clips)
 
     def frames(self)->dict: # options that every method which compares frames takes
-        "Where encoders are frozen, pairs of frames are averaged, and a Transformer layer lets them know their neighbours."
+        "Where encoders are frozen, pairs of frames are averaged, and a Transformer layer shows them their neighbours."
         return {} if self.settings.finetune else dict(stride=2, context=1)
 
     def model(self, method:str, options:dict, seed:int)->RetrievalModel:
@@ -125,7 +128,8 @@ class Workbench:
         )->Recipe:
         "The settings' recipe: one stage, everything trainable, random batches."
         s = self.settings
-        stage = Stage(s.epochs, lr=rate * s.learning_rate, lr_step=s.lr_step, schedule=s.schedule).over(epochs or s.epochs)
+        stage = Stage(s.epochs, lr=rate * s.learning_rate, lr_step=s.lr_step,
+                      schedule=s.schedule).over(epochs or s.epochs)
         return Recipe(**({'stages': (stage,), 'batch_size': s.batch_size, 'patience': s.patience} | changes))
 
 # %% ../../nbs/results/70_runs.ipynb #750e1041
@@ -133,8 +137,8 @@ def run_name(identity:dict)->str: # 16 hex digits
     "The hash that addresses a run."
     return hash_json(identity)[:16]
 
-def _identity(bench:Workbench, dataset:str, method:str, options:dict, recipe:Recipe, seed:int, samplers:dict, extra:dict,
-              splits:tuple=SPLITS)->dict: # without 'test' where that split plays no part
+def _identity(bench:Workbench, dataset:str, method:str, options:dict, recipe:Recipe, seed:int, samplers:dict,
+              extra:dict, splits:tuple=SPLITS)->dict: # without 'test' where that split plays no part
     s, (audio, text) = bench.settings, bench.fingerprints
     return dict(dataset=dataset, data={part: bench.clips(dataset, part).manifest_hash for part in splits},
         audio=audio, text=text, finetune=s.finetune, precision=s.precision, width=s.width,
@@ -152,7 +156,8 @@ def _remarks(bench:Workbench, dataset:str)->dict: # a field `note` where the spl
     return dict(note='; '.join(notes)) if notes else {}
 
 def _circumstances(bench:Workbench, seconds:float)->dict:
-    return dict(commit=commit(), versions=versions(), device=device_name(bench.device), seconds=round(seconds, 1), peak_memory_mb=peak_memory_mb(bench.device))
+    return dict(commit=commit(), versions=versions(), device=device_name(bench.device), seconds=round(seconds, 1),
+                peak_memory_mb=peak_memory_mb(bench.device))
 
 # %% ../../nbs/results/70_runs.ipynb #70432b4e
 @contextmanager
@@ -164,9 +169,11 @@ def one_thread(bench:Workbench)->Iterator[None]:
     finally: torch.set_num_threads(threads)
 
 # %% ../../nbs/results/70_runs.ipynb #7076c8be
-def _train(bench:Workbench, folder:Path, identity:dict, recipe:Recipe, samplers:dict)->tuple[RetrievalModel, dict]: # the model, what `fit` returns
+def _train(bench:Workbench, folder:Path, identity:dict, recipe:Recipe, samplers:dict,
+           )->tuple[RetrievalModel, dict]: # the model, what `fit` returns
     dataset, model = identity['dataset'], bench.model(identity['method'], identity['options'], identity['seed'])
-    trained = fit(model, bench.pairs(dataset, 'train'), bench.pairs(dataset, 'val'), recipe, folder, identity['seed'], folder.name,
+    trained = fit(model, bench.pairs(dataset, 'train'), bench.pairs(dataset, 'val'), recipe, folder,
+                  identity['seed'], folder.name,
                   device=bench.settings.device, precision=bench.settings.precision, samplers=samplers,
                   workers=os.cpu_count() if bench.settings.finetune else 0)
     save_json(folder/'identity.json', identity)
@@ -195,7 +202,8 @@ def _forget(folder:Path)->None:
 def check_run(
     record:Path, # record.json of a run
     )->None:
-    "Compare all that a finished run left with its checksums. `Damaged` names the file; FileNotFoundError if the run is not finished."
+    """Compare all that a finished run left with its checksums.
+    `Damaged` names the file; FileNotFoundError if the run is not finished."""
     found, readers = load_json(record), {'.json': load_json, '.npz': check_file, '.safetensors': check_file}
     def need(*names):
         for name in names:
@@ -215,7 +223,8 @@ def _make_trial(bench:Workbench, folder:Path, identity:dict, recipe:Recipe, samp
         try:
             _, trained = _train(bench, folder, identity, recipe, samplers)
             best = trained['stages'][-1]
-            about |= dict(score=best['score'], metrics=best['metrics'], failed='') | _circumstances(bench, trained['seconds'])
+            about |= (dict(score=best['score'], metrics=best['metrics'], failed='')
+                      | _circumstances(bench, trained['seconds']))
         except FloatingPointError as e: about |= dict(failed=str(e))
     save_json(folder/'trial.json', about)
 
@@ -246,12 +255,15 @@ class Records(Workbench):
         self.paper, self.folder, self.records, self._ranks = paper, settings.out/settings.profile/paper, [], {}
 
     def measure(self, table:str, row:str, dataset:str, scores:Tensor, of:dict|None=None)->dict: # the record
-        "Measure scores (clips, captions) on a dataset's test split that are not a run's own: an oracle's, or those of the run `of` on other clips."
+        """Measure scores (clips, captions) on a dataset's test split that are not a run's own: an oracle's,
+        or those of the run `of` on other clips."""
         test = self.pairs(dataset, 'test')
         measured, order = _measure(test, scores, retrieval_metrics(scores, test.clip_of_caption))
         of = of or dict(run='', seed=0, n_parameters=0)
-        name = run_name(dict(row=row, dataset=dataset, data=test.clips.manifest_hash, of=of['run'], ranks=measured['ranks']))
-        record = dict(run=name, dataset=dataset, split='test', seed=of['seed'], **measured, n_parameters=of['n_parameters'], **_circumstances(self, 0.))
+        name = run_name(dict(row=row, dataset=dataset, data=test.clips.manifest_hash, of=of['run'],
+                             ranks=measured['ranks']))
+        record = dict(run=name, dataset=dataset, split='test', seed=of['seed'], **measured,
+                      n_parameters=of['n_parameters'], **_circumstances(self, 0.))
         self._ranks[record['run']] = order
         return self._note(table, row, record)
 
@@ -265,9 +277,11 @@ class Records(Workbench):
         return record
 
     def find(self, **fields)->list[dict]: # in the order in which they were noted
-        "The records with these values, such as `find(table='main', row='MGRL')`; none is a LookupError that says what there is."
+        "The records with these values, as `find(table='main', row='MGRL')`; none: a LookupError saying what there is."
         found = [r for r in self.records if all(r[k] == v for k, v in fields.items())]
-        if not found: raise LookupError(f"no record with {fields}; there are: {sorted({tuple(r[k] for k in fields) for r in self.records})}")
+        if not found:
+            raise LookupError(f"no record with {fields}; there are: "
+                              f"{sorted({tuple(r[k] for k in fields) for r in self.records})}")
         return found
 
     def save(self)->Path: # the folder of the paper's report
@@ -288,9 +302,9 @@ class Lab(Records):
     "Makes the runs of one paper, never the same run twice."
     def __init__(self, settings:Settings, paper:str):
         super().__init__(settings, paper)
-        self._benches, self._made = {}, set() # run or trial -> the workbench it belongs to; those that were made or found
+        self._benches, self._made = {}, set() # run or trial -> the workbench it belongs to; those made or found
 
-    def _anew(self, folder:Path)->bool: # whether `force` asks for this run or trial to be made again: until that is done
+    def _anew(self, folder:Path)->bool: # whether `force` asks for this run or trial to be made again: until it is done
         return self.settings.force and folder.name not in self._made
 
     @contextmanager
@@ -301,10 +315,12 @@ class Lab(Records):
             self._made.add(folder.name)
             yield folder
 
-    def bench(self, record:dict)->Workbench: return self._benches.get(record['run'].partition('-')[0], self) # where the run was made
+    def bench(self, record:dict)->Workbench: # where the run was made
+        return self._benches.get(record['run'].partition('-')[0], self)
 
-    def _opened(self, splits:tuple, dataset:str, seed:int, method:str='baseline', options:dict|None=None, recipe:Recipe|None=None,
-                samplers:dict|None=None, extra:dict|None=None, bench:Workbench|None=None)->tuple: # arguments of `_ensured`
+    def _opened(self, splits:tuple, dataset:str, seed:int, method:str='baseline', options:dict|None=None,
+                recipe:Recipe|None=None, samplers:dict|None=None, extra:dict|None=None,
+                bench:Workbench|None=None)->tuple: # arguments of `_ensured`
         "The folder of what shall be trained, and everything that determines it."
         bench, samplers = bench or self, samplers or {}
         recipe = recipe or bench.recipe()
@@ -341,7 +357,8 @@ def trial(self:Lab,
     **what, # method, options, recipe, samplers, extra, bench, as for `run`
     )->dict: # run, dataset, score and metrics on validation, seconds; failed: why, if the loss ran away
     "Train, or find what was trained before, and say how it does on the validation split. The test split is not opened."
-    with self._ensured(TRIAL, *self._opened(TRIAL, dataset, seed, **what)) as folder: return load_json(folder/'trial.json')
+    with self._ensured(TRIAL, *self._opened(TRIAL, dataset, seed, **what)) as folder:
+        return load_json(folder/'trial.json')
 
 # %% ../../nbs/results/70_runs.ipynb #3fd80b70
 @patch(as_prop=True)
