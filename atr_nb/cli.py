@@ -30,8 +30,8 @@ def choose(
     found:dict[str,Path], # what `notebooks` returned
     )->list[str]:
     "The notebooks asked for. A name without a notebook is an error that lists the known ones."
-    everything = names.strip() == 'all'
-    chosen = [n for n, file in found.items() if about(file).paper] if everything else [n.strip() for n in names.split(',') if n.strip()]
+    named = [n.strip() for n in names.split(',') if n.strip()]
+    chosen = [n for n, file in found.items() if about(file).paper] if named == ['all'] else named
     for name in chosen:
         if name not in found: raise ValueError(f'unknown paper {name!r}{suggest(name, list(found))}')
     if not chosen: raise ValueError(f'no paper to reproduce; there are: {", ".join(found) or "no notebooks at all"}')
@@ -142,7 +142,8 @@ def _papermill(notebook, running, parameters, progress, cwd):
     from papermill import execute_notebook
     import logging
     for noisy in ('papermill', 'asyncio'): logging.getLogger(noisy).setLevel(logging.CRITICAL) # what matters is raised
-    execute_notebook(notebook, running, parameters, kernel_name='python3', language='python', cwd=cwd, start_timeout=180,
+    execute_notebook(notebook, running, parameters, kernel_name='python3', language='python', cwd=cwd,
+                     start_timeout=180,
                      extra_arguments=['--log-level=CRITICAL'], # kernels complain on our terminal otherwise
                      progress_bar=False, stderr_file=progress,
                      on_cell_start=progress.cell_start, on_cell_executed=progress.cell_done)
@@ -299,7 +300,8 @@ def data_check(args:Namespace)->int: # 1 if there is any problem
     clips = Folder(folder, captioned=(folder/'metadata.csv').is_file())
     problems = unplayable(clips)
     print(*problems, sep='\n', end='\n' if problems else '')
-    print(f'{len(clips)} clips, {len(clips.flat_captions)} captions, {len(problems) or "no"} problem{"s" * (len(problems) != 1)}')
+    wrong = f'{len(problems) or "no"} problem{"s" * (len(problems) != 1)}'
+    print(f'{len(clips)} clips, {len(clips.flat_captions)} captions, {wrong}')
     sizes = dict.fromkeys(SPLITS, 0) | clips.sizes
     if clips.flat_captions: print(', '.join(f'{split} {n}' for split, n in sizes.items()))
     else: print('no metadata.csv: these sounds can be searched; to train or measure, they need captions')
@@ -390,7 +392,8 @@ def _model(args:Namespace): # the model asked for; of the one that comes along i
     from atr_nb.results.models import open_model
     model = open_model(args.model)
     if args.model is None:
-        print(f'Model: {model.name}. It knows {len(model.kinds)} kinds of sound and little else; `atr-nb models` lists them, '
+        print(f'Model: {model.name}. It knows {len(model.kinds)} kinds of sound and little else; '
+              '`atr-nb models` lists them, '
               '--model takes another model.', file=sys.stderr)
     return model
 
@@ -441,7 +444,8 @@ def _searching(p:ArgumentParser)->None: # the options of `index` and `search`
                        help="with --like: which captions of the folder's metadata.csv fit it")
         p.add_argument('--html', metavar='PAGE', help='write a page with a player for each hit')
     else: p.add_argument('folder', metavar='FOLDER', help='a folder of sounds; folders in it count too')
-    p.add_argument('--model', metavar='M', help='a run of `atr-nb models`, a saved model, or a CLAP (a folder, or OWNER/NAME '
+    p.add_argument('--model', metavar='M',
+                   help='a run of `atr-nb models`, a saved model, or a CLAP (a folder, or OWNER/NAME '
                    'of the Hugging Face hub); default: the small one that comes along')
     p.add_argument('--index', metavar='DIR', help='where the index goes (default: .atr_nb in the folder)')
 
@@ -457,25 +461,29 @@ def parser()->ArgumentParser:
         return p
 
     p = command('reproduce', reproduce, 'run the reproduction notebooks and render their tables')
-    p.add_argument('--papers', default='all', metavar='NAMES', help=f'all (default), or {_some()}, with commas between them')
+    p.add_argument('--papers', default='all', metavar='NAMES',
+                   help=f'all (default), or {_some()}, with commas between them')
     p.add_argument('--profile', metavar='P', help='a section of settings.ini (default: embedded)')
     p.add_argument('--seeds', metavar='0,1', help='seeds for the main tables')
     p.add_argument('--device', metavar='D',
                    help='cpu, mps, cuda (the first GPU), cuda:N, or auto (cuda where there is one, else cpu)')
-    p.add_argument('--out', metavar='DIR', help='where tables go; a relative path starts at settings.ini (default: reports)')
+    p.add_argument('--out', metavar='DIR',
+                   help='where tables go; a relative path starts at settings.ini (default: reports)')
     p.add_argument('--force', action='store_true', help='run again what has been run already')
     p.add_argument('--plan', action='store_true',
                    help='print what there is to do and how long it will take, and start nothing')
     p.add_argument('--set', action='append', default=[], metavar='KEY=VALUE', help='any other setting; may be repeated')
     p.add_argument('--notebooks', metavar='DIR', help='the folder of notebooks to run (default: nbs/reproduce)')
 
-    command('report', report, 'render tables and pages again from what has been run').add_argument('--out', metavar='DIR', help='where the runs are (default: reports)')
+    p = command('report', report, 'render tables and pages again from what has been run')
+    p.add_argument('--out', metavar='DIR', help='where the runs are (default: reports)')
     command('list', listed, 'list papers, profiles and what has been run').add_argument(
         '--out', metavar='DIR', help='where the reports are (default: reports)')
     p = command('compare', compare, 'compare two reports: rows that moved, verdicts that changed')
     p.add_argument('a', metavar='A', help='a folder of reports, of one profile, or of one paper')
     p.add_argument('b', metavar='B', help='another')
-    data = commands.add_parser('data', help='look after data').add_subparsers(dest='what', required=True, metavar='COMMAND')
+    data = commands.add_parser('data', help='look after data')
+    data = data.add_subparsers(dest='what', required=True, metavar='COMMAND')
     p = command('check', data_check, 'decode every clip of a folder, list what is wrong and the splits', data)
     p.add_argument('folder', metavar='FOLDER', help='a folder with sounds, and a metadata.csv if they have captions')
     p = command('models', models, 'list the models that were trained')

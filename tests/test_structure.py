@@ -20,7 +20,6 @@ NOTEBOOKS = sorted(p for p in NBS.rglob('*.ipynb') if '.ipynb_checkpoints' not i
 MODULES = sorted(p for p in PACKAGE.rglob('*.py') if p.name != '_modidx.py')
 ORDER = ['settings model files figures notebooks processes', 'data', 'encoders', 'alignment', 'evaluation', 'training', 'methods', 'results', 'pages', 'cli']
 MACHINE = r'/(?:root|home|Users|work|tmp)/\w[^"\\ ]*' # where somebody's files lie
-UNTIDY = {'80_cli.ipynb', 'results/77_models.ipynb', 'results/78_search.ipynb'} # may only shrink
 NAMED_LAMBDAS = 23 # in exported cells; may only fall
 name_of = lambda p: p.relative_to(NBS).as_posix()
 
@@ -125,17 +124,10 @@ def named_lambdas(path):
     return found
 
 
-@pytest.mark.parametrize('path', [p for p in NOTEBOOKS if name_of(p) not in UNTIDY], ids=name_of)
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=name_of)
 def test_lines_are_short_and_hold_one_statement(path):
     assert not long_lines(path), 'more than 120 characters'
     assert not joined_lines(path), 'two statements on a line'
-
-
-def test_few_notebooks_have_long_or_joined_lines():
-    "Those of `UNTIDY`: a notebook that has been tidied leaves the list, and no other comes in."
-    assert len(UNTIDY) <= 3
-    tidy = [name for name in UNTIDY if not long_lines(NBS/name) and not joined_lines(NBS/name)]
-    assert not tidy, 'take it off the list'
 
 
 def test_few_lambdas_have_a_name():

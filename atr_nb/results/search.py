@@ -60,7 +60,7 @@ def cut(
 HOME = '.atr_nb' # where the index of a folder lies, in it
 
 def states(folder:Path)->dict[str, list[int]]: # path from the folder -> size, date in ns
-    "The sounds of a folder, and what tells whether they are as they were. An error if there is no folder, or no sound in it."
+    "The sounds of a folder, and whether they are as they were. An error if there is no folder, or no sound in it."
     if not folder.is_dir(): raise FileNotFoundError(f'{folder} is not a folder; name one with sounds in it')
     found = {name: (folder/name).stat() for name in sounds_in(folder)}
     return {name: [said.st_size, said.st_mtime_ns] for name, said in found.items()}
