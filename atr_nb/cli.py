@@ -412,8 +412,8 @@ def index(args:Namespace)->int:
 # %% ../nbs/80_cli.ipynb #9d086f33
 def search(args:Namespace)->int:
     "Rank the sounds of a folder by a sentence, or by their likeness to a sound"
-    from atr_nb.results.search import Search, check_words, write_page
-    if args.text is not None: check_words(args.text)
+    from atr_nb.results.search import Search, write_page
+    _check_question(args)
     model = _model(args)
     with plainly():
         found = Search.build(args.folder, model, args.index)
@@ -423,8 +423,15 @@ def search(args:Namespace)->int:
     if args.html: print(write_page(hits, args.html, model.name))
     return 0
 
+def _check_question(args:Namespace)->None: # before anything is encoded
+    from atr_nb.results.search import check_words
+    if args.captions and not args.like:
+        raise ValueError('--captions asks which captions fit a sound; name it with --like FILE')
+    if (args.text is None) == (args.like is None): raise ValueError('give TEXT or --like FILE, one of them')
+    if args.k < 1: raise ValueError(f'-k {args.k}: ask for one hit at least')
+    if args.text is not None: check_words(args.text)
+
 def _say(found, args:Namespace)->int: # captions for a sound
-    if not args.like: raise ValueError('--captions asks which captions fit a sound; name it with --like FILE')
     for caption, score in found.says(args.like, args.k): print(f'{score:6.3f}  {caption}')
     return 0
 

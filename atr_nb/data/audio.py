@@ -79,7 +79,7 @@ def opened(
         with how(_source(path)) as f: yield f
     except sf.LibsndfileError as e:
         why = e.error_string or 'damaged or cut short'
-        raise AudioError(f"{path}: cannot be decoded ({why}); wav, flac, ogg and mp3 are understood") from e
+        raise AudioError(f"{path}: cannot be decoded ({why}); wav, flac, ogg, opus and mp3 are understood") from e
 
 # %% ../../nbs/data/10_audio.ipynb #acec0c75
 LEAST_RATE = 1000 # Hz; nothing that a caption speaks of is left below

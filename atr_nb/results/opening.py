@@ -121,7 +121,7 @@ def check_data(settings:Settings)->None:
         missing = [p for p in (folder, *(folder/table for table in TABLES[dataset])) if not p.exists()]
         if missing: raise FileNotFoundError(
             f'{missing[0]} does not exist; {dataset} is yours to provide, in {folder} '
-            f'(data=DIR looks in DIR/{dataset}). What belongs there: nbs/data/12_datasets.ipynb')
+            f'(data=DIR looks in DIR/{dataset}). What belongs there: nbs/guides/audiocaps_clotho.ipynb')
         for split in ('val', 'test'): open_split(settings, dataset, split)
 
 # %% ../../nbs/results/69_opening.ipynb #ff22f5fb

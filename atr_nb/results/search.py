@@ -284,6 +284,12 @@ class Search:
     def __repr__(self): return f'Search({len(self.entries):,} files, {len(self):,} windows, by {self.model.name})'
 
 # %% ../../nbs/results/78_search.ipynb #d07f4a77
+@patch
+def file(self:Search, name:str|Path)->Path:
+    "A sound by its path, from the working directory or else from the folder."
+    path = Path(name).expanduser()
+    return path if path.is_file() or not (self.folder/path).is_file() else self.folder/path
+
 @patch(as_prop=True)
 def unreadable(self:Search)->dict[str, str]: # path -> why
     return {path: e.why for path, e in self.entries.items() if e.why}
@@ -333,7 +339,7 @@ def __call__(self:Search,
     "The best places for a sentence, or for a sound."
     if (text is None) == (like is None): raise ValueError('give either a sentence or a sound (like=FILE)')
     if k < 1: raise ValueError(f'k={k}: ask for one hit at least')
-    if like is not None: return self.similar(Path(like).expanduser(), k)
+    if like is not None: return self.similar(self.file(like), k)
     text = check_query(text, self.model)
     again = self.model.looks_twice
     rows, scores = self.best(self.model.encode_text([text])[0], max(k, CANDIDATES) if again else k)
@@ -459,7 +465,7 @@ def says(self:Search,
     captions = self.captions
     file = self.place/f'captions-{hash_json(captions)[:16]}.npz'
     if not intact(file): save_arrays(file, vectors=self.model.encode_text(captions))
-    scores = load_arrays(file)['vectors'] @ self.heard(Path(like).expanduser())
+    scores = load_arrays(file)['vectors'] @ self.heard(self.file(like))
     return [(captions[i], float(scores[i])) for i in (-scores).argsort(kind='stable')[:k]]
 
 # %% ../../nbs/results/78_search.ipynb #7d904ba8
