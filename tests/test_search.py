@@ -80,8 +80,8 @@ def test_page(library, tmp_path, capsys):
 
 @pytest.mark.parametrize('args, told', [
     (['search', '', '--in', 'library'], 'has no words'), (['search', ' ... ', '--in', 'library'], 'has no words'),
-    (['search', '--in', 'library'], 'give either a sentence or a sound'),
-    (['search', 'rain', '--in', 'library', '--like', 'library/dog.wav'], 'give either a sentence or a sound'),
+    (['search', '--in', 'library'], 'give TEXT or --like FILE, one of them'),
+    (['search', 'rain', '--in', 'library', '--like', 'library/dog.wav'], 'give TEXT or --like FILE, one of them'),
     (['search', '--like', 'library/none.wav', '--in', 'library'], 'none.wav: no such audio file'),
     (['search', 'rain', '--in', 'library', '-k', '0'], 'ask for one hit at least'),
     (['search', 'rain', '--in', 'library', '--captions'], 'name it with --like FILE'),
