@@ -398,7 +398,7 @@ def _paper(name:str, results:list[dict])->dict:
     names = dict.fromkeys(claim for r in results for claim in r['claims'])
     claims = [_claim(claim, f'{id}-claim-{n}', results, known, said) for n, claim in enumerate(names, 1)]
     scale = _scale([c for claim in claims for o in claim['outcomes'] for c in o['statements']])
-    return dict(id=id, title=told.title, cite=_line(told.summary), results=results, claims=claims, scale=scale,
+    return dict(id=id, title=told.title, of_paper=told.paper, cite=_line(told.summary), results=results, claims=claims, scale=scale,
                 ticks=_ticks(scale), missing=_missing(claims, known))
 
 # %% ../../nbs/results/73_report.ipynb #01aa7266
@@ -497,7 +497,8 @@ def render(
         raise FileNotFoundError(f"{out} is not a folder; give the one that holds the PROFILE/PAPER folders")
     found, others = _sorted_out(out)
     papers = [_paper(name, results) for name, results in found.items()]
-    verdicts = [o['decides']['verdict'] for p in papers for c in p['claims'] for o in c['outcomes']]
+    verdicts = [o['decides']['verdict'] for p in papers if p['of_paper']
+                for c in p['claims'] for o in c['outcomes']]
     html = _fill('report.html.j2', papers=papers, counts={v: verdicts.count(v) for v in SAYS}, class_of=CLASS,
                  shape=SHAPE, says=SAYS, headings=HEADINGS, signed=signed, titled=titled, at=_at, **others)
     return write_file(out/'index.html', html)
