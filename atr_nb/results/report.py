@@ -398,8 +398,8 @@ def _paper(name:str, results:list[dict])->dict:
     names = dict.fromkeys(claim for r in results for claim in r['claims'])
     claims = [_claim(claim, f'{id}-claim-{n}', results, known, said) for n, claim in enumerate(names, 1)]
     scale = _scale([c for claim in claims for o in claim['outcomes'] for c in o['statements']])
-    return dict(id=id, title=told.title, of_paper=told.paper, cite=_line(told.summary), results=results, claims=claims, scale=scale,
-                ticks=_ticks(scale), missing=_missing(claims, known))
+    return dict(id=id, title=told.title, of_paper=told.paper, cite=_line(told.summary), results=results,
+                claims=claims, scale=scale, ticks=_ticks(scale), missing=_missing(claims, known))
 
 # %% ../../nbs/results/73_report.ipynb #01aa7266
 ASSETS = Path(atr_nb.__file__).resolve().parent/'assets'
