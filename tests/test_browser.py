@@ -108,7 +108,7 @@ def test_the_first_screen_says_what_was_claimed_and_what_came_out(browser, page,
 
 
 def test_the_page_is_light(page):
-    assert page.stat().st_size < 1e6
+    assert page.stat().st_size < 5e5
 
 
 @pytest.mark.parametrize('width', [1400, 390])
