@@ -436,6 +436,7 @@ class Scenes(Clips):
     def manifest(self)->dict:
         return super().manifest() | dict(form=self.form, seed=self.seed, recordings=_recordings_hash())
 
+# %% ../../nbs/data/13_scenes.ipynb #655bfa54
 @lru_cache(maxsize=1)
 def _recordings_hash()->str: # of the recordings and of what the table says about them
     table, folder = files('atr_nb').joinpath('assets/sounds.csv'), files('atr_nb').joinpath('assets/sounds')
