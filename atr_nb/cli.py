@@ -11,7 +11,7 @@ import atr_nb
 import errno, hashlib, json, os, re, signal, subprocess, sys, textwrap, time
 from .notebooks import about, read_notebook
 from .pages import readme, refresh
-from .settings import OWN, WITHOUT_EFFECT, Settings, find_ini, load, profiles, suggest
+from .settings import OWN, WITHOUT_EFFECT, Settings, find_ini, load, profiles, suggest, word
 
 # %% auto #0
 __all__ = ['notebooks', 'choose', 'Progress', 'tables', 'tidy', 'alone', 'execute', 'parameters', 'told', 'reproduce', 'report',
@@ -318,9 +318,8 @@ def show(args:Namespace)->int:
     from fastcore.docments import docments
     settings, meanings = load(args.profile), docments(Settings)
     values = settings.describe() | {k: getattr(settings, k) for k in WITHOUT_EFFECT}
-    shown = {k: ', '.join(map(str, v)) if isinstance(v, (list, tuple)) else v for k, v in values.items()}
-    for key, value in shown.items():
-        print(f'{key:15} {"(empty)" if value in (None, "") else value}')
+    for key, value in values.items():
+        print(f'{key:15} {"(empty)" if value in (None, "", (), []) else word(value)}')
         print(textwrap.fill(meanings[key], 100, initial_indent=' ' * 18, subsequent_indent=' ' * 18))
     return 0
 
@@ -393,8 +392,7 @@ def _model(args:Namespace): # the model asked for; of the one that comes along i
     model = open_model(args.model)
     if args.model is None:
         print(f'Model: {model.name}. It knows {len(model.kinds)} kinds of sound and little else; '
-              '`atr-nb models` lists them, '
-              '--model takes another model.', file=sys.stderr)
+              '`atr-nb models` lists them, --model takes another model.', file=sys.stderr)
     return model
 
 def index(args:Namespace)->int:
@@ -412,8 +410,10 @@ def index(args:Namespace)->int:
 # %% ../nbs/80_cli.ipynb #9d086f33
 def search(args:Namespace)->int:
     "Rank the sounds of a folder by a sentence, or by their likeness to a sound"
-    from atr_nb.results.search import Search, write_page
-    _check_question(args)
+    from atr_nb.results.search import Search, check_question, write_page
+    if args.captions and not args.like:
+        raise ValueError('--captions asks which captions fit a sound; name it with --like FILE')
+    check_question(args.text, args.k, args.like) # before anything is encoded
     model = _model(args)
     with plainly():
         found = Search.build(args.folder, model, args.index)
@@ -422,14 +422,6 @@ def search(args:Namespace)->int:
     print(hits)
     if args.html: print(write_page(hits, args.html, model.name))
     return 0
-
-def _check_question(args:Namespace)->None: # before anything is encoded
-    from atr_nb.results.search import check_words
-    if args.captions and not args.like:
-        raise ValueError('--captions asks which captions fit a sound; name it with --like FILE')
-    if (args.text is None) == (args.like is None): raise ValueError('give TEXT or --like FILE, one of them')
-    if args.k < 1: raise ValueError(f'-k {args.k}: ask for one hit at least')
-    if args.text is not None: check_words(args.text)
 
 def _say(found, args:Namespace)->int: # captions for a sound
     for caption, score in found.says(args.like, args.k): print(f'{score:6.3f}  {caption}')

@@ -14,10 +14,13 @@ from typing import get_args, get_origin, get_type_hints
 import os, re
 
 # %% auto #0
-__all__ = ['WITHOUT_EFFECT', 'OWN', 'Settings', 'suggest', 'find_ini', 'profiles', 'load', 'from_parameters']
+__all__ = ['WITHOUT_EFFECT', 'OWN', 'word', 'Settings', 'suggest', 'find_ini', 'profiles', 'load', 'from_parameters']
 
 # %% ../nbs/00_settings.ipynb #7377b4de
 WITHOUT_EFFECT = 'force', 'jobs', 'methods' # settings that cannot change a run's numbers
+
+def word(value)->str: # of a value, for tables and groups
+    return ', '.join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 @dataclass(frozen=True, repr=False)
 class Settings:
@@ -64,8 +67,7 @@ class Settings:
 
     def __repr__(self): return f'Settings({", ".join(f"{k}={v!r}" for k, v in self.describe().items())})'
     def _repr_markdown_(self):
-        show = lambda v: ', '.join(map(str, v)) if isinstance(v, list) else str(v)
-        def plain(v): return re.sub(r'[&<>|`*$\[\]]', lambda sign: f'&#{ord(sign[0])};', show(v)) # of folders' names
+        def plain(v): return re.sub(r'[&<>|`*$\[\]]', lambda sign: f'&#{ord(sign[0])};', word(v)) # of folders' names
         rows = [f'| {k} | {plain(v)} |' for k, v in self.describe().items()]
         return '\n'.join(['| setting | value |\n|---|---|', *rows])
 

@@ -13,11 +13,11 @@ import atr_nb
 from ..files import Damaged, sealed, unsealed, write_file
 from ..methods import names
 from .runs import TRIAL, Lab, Workbench
-from ..settings import Settings
+from ..settings import Settings, word
 
 # %% auto #0
-__all__ = ['REPORTS', 'choices_of', 'declaring', 'first_written', 'draw', 'as_row', 'try_all', 'Search', 'word', 'scores',
-           'marginals', 'winner', 'standings', 'trials_figure', 'write_chosen', 'chosen', 'chosen_table']
+__all__ = ['REPORTS', 'choices_of', 'declaring', 'first_written', 'draw', 'as_row', 'try_all', 'Search', 'scores', 'marginals',
+           'winner', 'standings', 'trials_figure', 'write_chosen', 'chosen', 'chosen_table']
 
 # %% ../../nbs/results/79_choices.ipynb #f7f2aa0c
 def choices_of(
@@ -136,9 +136,6 @@ def _shown(line:dict)->dict: # of `trials.jsonl`, as a row of a table; a trial t
     measured = {name: line.get(name, math.nan) for name in ('score', 'seconds')}
     about = dict(failed=line['failed'], commit=line.get('commit', ''))
     return dict(trial=line['trial'], **values, dataset=line['dataset'], **measured, **about)
-
-def word(value)->str: # of a value, for tables and groups
-    return ', '.join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 # %% ../../nbs/results/79_choices.ipynb #b8d70401
 def scores(trials:pd.DataFrame)->pd.Series: # trial -> mean score over the datasets; trials that failed are left out

@@ -481,8 +481,11 @@ class Clap(_OpenedClap):
     @torch.no_grad()
     def encode_text(self, texts:list[str])->np.ndarray: # (n, d) float32
         "Sentences as vectors of length one."
-        x = self.processor.tokenizer(list(texts), padding=True, return_tensors='pt').to(self.device)
-        return F.normalize(self.model.get_text_features(**x).pooler_output.float(), dim=1).cpu().numpy()
+        vectors = []
+        for k in range(0, len(texts), BATCH_TEXTS):
+            x = self.processor.tokenizer(list(texts[k:k + BATCH_TEXTS]), padding=True, return_tensors='pt')
+            vectors.append(self.model.get_text_features(**x.to(self.device)).pooler_output)
+        return F.normalize(torch.cat(vectors).float(), dim=1).cpu().numpy()
 
     def similarity(self, sounds:list, texts:list[str])->np.ndarray: # (sounds, texts)
         "Cosines."
@@ -497,8 +500,7 @@ def zero_shot(
     step = 32
     sounds = [model.encode_audio([clips.audio(i, model.sample_rate) for i in range(k, min(k + step, len(clips)))])
               for k in range(0, len(clips), step)]
-    texts = [model.encode_text(clips.flat_captions[k:k + 256]) for k in range(0, len(clips.flat_captions), 256)]
-    scores = torch.from_numpy(np.concatenate(sounds) @ np.concatenate(texts).T)
+    scores = torch.from_numpy(np.concatenate(sounds) @ model.encode_text(clips.flat_captions).T)
     return retrieval_metrics(scores, clips.clip_of_caption)
 
 # %% ../../nbs/results/77_models.ipynb #bf9ce613

@@ -25,8 +25,8 @@ from .models import Clap, Retriever, open_model
 # %% auto #0
 __all__ = ['LEAST', 'HOME', 'TOGETHER', 'PART', 'LITTLE', 'CANDIDATES', 'ROW', 'TABLE', 'STYLE', 'PAGE', 'cut', 'states', 'Entry',
            'write_index', 'check_index', 'read_index', 'listen', 'describe', 'place_of_index', 'bring_up_to_date',
-           'looks_foreign', 'check_words', 'check_query', 'Search', 'changes', 'Hit', 'Hits', 'line_of', 'span_of',
-           'write_page']
+           'looks_foreign', 'check_words', 'check_question', 'understood', 'Search', 'changes', 'Hit', 'Hits',
+           'line_of', 'span_of', 'write_page']
 
 # %% ../../nbs/results/78_search.ipynb #b25686a8
 LEAST = 1. # seconds at the end of a file that are a window of their own
@@ -232,9 +232,15 @@ def check_words(text:str)->None:
     if not any(c.isalnum() for c in text):
         raise ValueError(f'the query {text!r} has no words; say what is to be heard, such as "a dog barks"')
 
-def check_query(text:str, model:Retriever|Clap)->str: # without blanks around it
-    "ValueError for a sentence without a word; a warning for one that does not look like English."
-    check_words(text)
+def check_question(text:str|None, k:int, like:str|Path|None)->None:
+    "ValueError for what no index could answer, so that it is told before anything is encoded."
+    if (text is None) == (like is None):
+        raise ValueError('give either a sentence or a sound (like=FILE; on the command line --like FILE)')
+    if k < 1: raise ValueError(f'k={k}: ask for one hit at least')
+    if text is not None: check_words(text)
+
+def understood(text:str, model:Retriever|Clap)->str: # without blanks around it
+    "A warning for a sentence that does not look like English."
     if looks_foreign(text, model.pieces): warnings.warn(
         f'{text!r} does not look like English; the text encoder reads English only, so the results may mean nothing')
     return text.strip()
@@ -337,10 +343,9 @@ def __call__(self:Search,
     like:str|Path|None=None, # a file: what sounds like it
     )->Hits:
     "The best places for a sentence, or for a sound."
-    if (text is None) == (like is None): raise ValueError('give either a sentence or a sound (like=FILE)')
-    if k < 1: raise ValueError(f'k={k}: ask for one hit at least')
+    check_question(text, k, like)
     if like is not None: return self.similar(self.file(like), k)
-    text = check_query(text, self.model)
+    text = understood(text, self.model)
     again = self.model.looks_twice
     rows, scores = self.best(self.model.encode_text([text])[0], max(k, CANDIDATES) if again else k)
     if again: rows, scores = self.second_look(text, rows)
