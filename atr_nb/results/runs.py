@@ -156,7 +156,7 @@ def _remarks(bench:Workbench, dataset:str)->dict: # a field `note` where the spl
     return dict(note='; '.join(notes)) if notes else {}
 
 def _circumstances(bench:Workbench, seconds:float)->dict:
-    return dict(commit=commit(), versions=versions(), device=device_name(bench.device), seconds=round(seconds, 1),
+    return dict(commit=commit(), versions=versions(), device=device_name(bench.device), seconds=round(seconds, 3),
                 peak_memory_mb=peak_memory_mb(bench.device))
 
 # %% ../../nbs/results/70_runs.ipynb #70432b4e
@@ -437,4 +437,4 @@ def after(self:Lab, stage:int, table:str, row:str, record:dict)->dict: # a recor
     self._ranks[name] = load_arrays(file.with_suffix('.npz'))
     seconds = sum(line['seconds'] for line in self.history(record) if line['stage'] <= stage)
     record = {k: v for k, v in record.items() if k not in ('table', 'row')} | load_json(file)
-    return self._note(table, row, record | dict(run=name, seconds=round(seconds, 1)))
+    return self._note(table, row, record | dict(run=name, seconds=round(seconds, 3)))
