@@ -173,6 +173,7 @@ def atomic(
             raise OSError(number, words, str(path)) from e
         raise
 
+# %% ../nbs/02_files.ipynb #ee5d35bb
 def sweep(
     folder:Path, # one that no other process writes to at the moment
     )->None:

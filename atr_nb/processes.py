@@ -67,6 +67,7 @@ def together(
         return set(tasks)
     with TemporaryDirectory() as folder: return _in_processes(tasks, jobs, bar, Path(folder))
 
+# %% ../nbs/05_processes.ipynb #0884ff4f
 def _in_processes(tasks:dict, jobs:int, bar:tqdm, folder:Path)->set[str]:
     waiting, running, done = list(enumerate(tasks.items())), {}, set() # running: child -> name and file of its words
     try:

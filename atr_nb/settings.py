@@ -16,14 +16,29 @@ import os, re
 # %% auto #0
 __all__ = ['WITHOUT_EFFECT', 'OWN', 'word', 'Settings', 'suggest', 'find_ini', 'profiles', 'load', 'from_parameters']
 
-# %% ../nbs/00_settings.ipynb #7377b4de
+# %% ../nbs/00_settings.ipynb #e24960db
 WITHOUT_EFFECT = 'force', 'jobs', 'methods' # settings that cannot change a run's numbers
 
 def word(value)->str: # of a value, for tables and groups
     return ', '.join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
+class _Shown:
+    "How settings are told: as plain values, on one line, or as a table."
+    def describe(self)->dict: # name -> plain value; paths are shortened: the page reads the same on every machine
+        "What was asked for, without what cannot change a run's numbers (`force`, `jobs`, `methods`, `root`)"
+        found = {k: _plain(getattr(self, k), self.root) for k in _types if k not in WITHOUT_EFFECT}
+        lies = {name: OWN + _plain(path, self.root) for name, path in self.folders.items()}
+        return found | dict(datasets=[lies.get(d, d) for d in self.datasets])
+
+    def __repr__(self): return f'Settings({", ".join(f"{k}={v!r}" for k, v in self.describe().items())})'
+    def _repr_markdown_(self):
+        def plain(v): return re.sub(r'[&<>|`*$\[\]]', lambda sign: f'&#{ord(sign[0])};', word(v)) # of folders' names
+        rows = [f'| {k} | {plain(v)} |' for k, v in self.describe().items()]
+        return '\n'.join(['| setting | value |\n|---|---|', *rows])
+
+# %% ../nbs/00_settings.ipynb #7377b4de
 @dataclass(frozen=True, repr=False)
-class Settings:
+class Settings(_Shown):
     "Everything a run needs to know. Build it with `load` or `from_parameters`, which check every value."
     profile:str = 'embedded' # the section of settings.ini; also the folder under `out`
     datasets:tuple[str,...] = ('scenes-sparse', 'scenes-dense') # or audiocaps, clotho, folder:PATH
@@ -58,18 +73,6 @@ class Settings:
     methods:tuple[str,...] = () # which methods the page of choices makes trials of; empty: all that declare choices
     root:Path = Path('.') # the folder of settings.ini; found, not set
     folders:dict[str,Path] = field(default_factory=dict, hash=False) # folder:NAME -> where it lies; found, not set
-
-    def describe(self)->dict: # name -> plain value; paths are shortened: the page reads the same on every machine
-        "What was asked for, without what cannot change a run's numbers (`force`, `jobs`, `methods`, `root`)"
-        found = {k: _plain(getattr(self, k), self.root) for k in _types if k not in WITHOUT_EFFECT}
-        lies = {name: OWN + _plain(path, self.root) for name, path in self.folders.items()}
-        return found | dict(datasets=[lies.get(d, d) for d in self.datasets])
-
-    def __repr__(self): return f'Settings({", ".join(f"{k}={v!r}" for k, v in self.describe().items())})'
-    def _repr_markdown_(self):
-        def plain(v): return re.sub(r'[&<>|`*$\[\]]', lambda sign: f'&#{ord(sign[0])};', word(v)) # of folders' names
-        rows = [f'| {k} | {plain(v)} |' for k, v in self.describe().items()]
-        return '\n'.join(['| setting | value |\n|---|---|', *rows])
 
 # %% ../nbs/00_settings.ipynb #2defc5f6
 _types = {k: t for k, t in get_type_hints(Settings).items() if k not in ('root', 'folders')}

@@ -39,6 +39,7 @@ def _order(tokens:Tensor, mask:Tensor)->Tensor: # (B, T, d), (B, T) -> (B, T, d)
     if key.device.type != 'cpu': return key.argsort(1)
     return torch.from_numpy(np.argsort(key.to(torch.promote_types(key.dtype, torch.float32)).numpy(), axis=1))
 
+# %% ../../nbs/alignment/30_pooling.ipynb #6209ed7d
 class GPO(nn.Module):
     "Generalised pooling operator: a learned weighting of each channel's sorted values. [ancestor: Chen et al. 2021]"
     def __init__(self,

@@ -68,6 +68,7 @@ def _source(path:str|Path)->str|io.BytesIO: # what to open: the file, or its con
             return io.BytesIO(head + b'data' + b'\xff' * 4 + sound)
     return str(path)
 
+# %% ../../nbs/data/10_audio.ipynb #c71db1ca
 @contextmanager
 def opened(
     path:str|Path, # an audio file
@@ -108,7 +109,7 @@ def promised(
         return frames * claimed / there if there < claimed < STREAMED else frames
     return f.frames if f.frames < UNKNOWN else frames
 
-# %% ../../nbs/data/10_audio.ipynb #32c1907c
+# %% ../../nbs/data/10_audio.ipynb #0a0c4ef6
 def _read(path:str|Path)->tuple[Tensor, int]: # mono waveform (S,), samples per second
     blocks = []
     with opened(path) as f:
@@ -122,6 +123,7 @@ def _read(path:str|Path)->tuple[Tensor, int]: # mono waveform (S,), samples per 
                          "copy or download it again")
     return waveform, rate
 
+# %% ../../nbs/data/10_audio.ipynb #cd848be6
 def _read_span(path:str|Path, start:float, stop:float)->tuple[Tensor, int]: # as `_read`, between two times in seconds
     with opened(path, sf.SoundFile) as f:
         rate, sought = f.samplerate, f.frames < UNKNOWN
@@ -135,6 +137,7 @@ def _read_span(path:str|Path, start:float, stop:float)->tuple[Tensor, int]: # as
         raise AudioError(f"{path}: ends before {stop:g} s; correct the times, or copy a file that was cut short again")
     return waveform, rate
 
+# %% ../../nbs/data/10_audio.ipynb #32c1907c
 def file_duration(
     path:str|Path, # an audio file
     )->float:

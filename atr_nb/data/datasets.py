@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -74,13 +75,6 @@ class Clips:
     def manifest(self)->dict: # everything that determines the content; captions under the key 'captions'
         return dict(name=self.name, split=self.split, ids=self.ids, captions=self.captions, code=code_hash(type(self)))
 
-    def topics(self)->list[set[str]]: # one set per clip
-        "What each clip is about: the words of its captions, less those that more than a twentieth of the clips share."
-        words = [{word for caption in captions for word in caption.lower().split()} for captions in self.captions]
-        clips_with = Counter(word for own in words for word in own)
-        common = {word for word, n in clips_with.items() if n > len(self) / 20}
-        return [own - common for own in words]
-
     @cached_property
     def flat_captions(self)->list[str]: return [c for cs in self.captions for c in cs] # all captions, clip by clip
     @cached_property
@@ -98,6 +92,15 @@ class Clips:
     def __repr__(self):
         return (f"{type(self).__name__}({self.name} {self.split}: {len(self):,} clips, "
                 f"{len(self.flat_captions):,} captions)")
+
+# %% ../../nbs/data/12_datasets.ipynb #4602ed54
+@patch
+def topics(self:Clips)->list[set[str]]: # one set per clip
+    "What each clip is about: the words of its captions, less those that more than a twentieth of the clips share."
+    words = [{word for caption in captions for word in caption.lower().split()} for captions in self.captions]
+    clips_with = Counter(word for own in words for word in own)
+    common = {word for word, n in clips_with.items() if n > len(self) / 20}
+    return [own - common for own in words]
 
 # %% ../../nbs/data/12_datasets.ipynb #1f9f363a
 class Part(Clips):
@@ -426,24 +429,6 @@ class Lengthened(Clips):
         self.clips, self.source, self.others = clips, source, others
         self.families = getattr(clips, 'families', torch.arange(len(clips)))[:n]
 
-    @classmethod
-    def unrelated(cls,
-        clips:Clips, # the dataset
-        source:Clips, # where the others come from
-        n:int, # so many of its first clips
-        k:int, # so many others around each
-        seed:int=0, # of the lot
-        )->Lengthened:
-        "The first `n` clips, each among `k` clips that share no topic with it, out of at most 2,000 drawn by lot."
-        rng, theirs = np.random.default_rng(seed), source.topics()
-        drawn = lambda own: [int(j) for j in rng.permutation(len(source))[:2000] if not own & theirs[j]][:k]
-        others = [drawn(own) for own in clips.topics()[:n]]
-        for id, js in zip(clips.ids, others):
-            if len(js) < k:
-                raise ValueError(f"Lengthened: clip {id!r} shares no topic with {len(js)} clips of {source}, "
-                                 f"not with {k}; ask for fewer")
-        return cls(clips, source, others)
-
     def topics(self)->list[set[str]]: # of the clips themselves, whatever stands around them
         return self.clips.topics()[:len(self)]
 
@@ -459,6 +444,25 @@ class Lengthened(Clips):
 
     def manifest(self)->dict:
         return super().manifest() | dict(others=self.others, clips=self.clips.manifest(), source=self.source.manifest())
+
+# %% ../../nbs/data/12_datasets.ipynb #da839d40
+@patch(cls_method=True)
+def unrelated(cls:Lengthened,
+    clips:Clips, # the dataset
+    source:Clips, # where the others come from
+    n:int, # so many of its first clips
+    k:int, # so many others around each
+    seed:int=0, # of the lot
+    )->Lengthened:
+    "The first `n` clips, each among `k` clips that share no topic with it, out of at most 2,000 drawn by lot."
+    rng, theirs = np.random.default_rng(seed), source.topics()
+    drawn = lambda own: [int(j) for j in rng.permutation(len(source))[:2000] if not own & theirs[j]][:k]
+    others = [drawn(own) for own in clips.topics()[:n]]
+    for id, js in zip(clips.ids, others):
+        if len(js) < k:
+            raise ValueError(f"Lengthened: clip {id!r} shares no topic with {len(js)} clips of {source}, "
+                             f"not with {k}; ask for fewer")
+    return cls(clips, source, others)
 
 # %% ../../nbs/data/12_datasets.ipynb #0e5a783d
 def _complaint(clips:Clips, i:int, sample_rate:int)->str: # '' when all is well

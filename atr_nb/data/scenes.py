@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.resources import files
 import numpy as np, pandas as pd, torch
+from fastcore.basics import patch
 from torch import Tensor
 from .audio import decode
 from .captions import normalise
@@ -36,7 +37,7 @@ def events(d:Description)->list[Event]: return [e for slot in d for e in slot]
 def kind_set(d:Description)->frozenset: return frozenset(e.kind for e in events(d))
 
 # %% ../../nbs/data/13_scenes.ipynb #1cbd8159
-_LEXICON = '''
+_STREET_AND_WORK = '''
 factory whistle: a factory whistle, a factory siren | blows/blowing, shrieks/shrieking
 steam train: a steam train, a steam locomotive | whistles/whistling, toots/tooting
 ship horn: a ship, a ferry | sounds its horn/sounding its horn, blasts its horn/blasting its horn
@@ -65,6 +66,10 @@ circular saw~: a circular saw, a table saw | cuts wood/cutting wood, screams/scr
 falling tree: a tree, a big trunk | falls/falling, topples/toppling
 chainsaw~: a chainsaw, a power saw | revs/revving, buzzes/buzzing
 train~: a subway train, a metro | passes by/passing by, departs/departing
+'''
+
+# %% ../../nbs/data/13_scenes.ipynb #2e3b875b
+_ANIMALS_AND_MUSIC = '''
 songbird: a bird, a tropical bird | chirps/chirping, sings/singing
 lion: a lion, a big cat | growls/growling, roars/roaring
 monkeys~: monkeys, apes | screech/screeching, chatter/chattering
@@ -115,7 +120,7 @@ def _read_lexicon(text:str)->dict[str, Words]:
                                       tuple(tuple(v.split('/')) for v in verbs.split(', ')), kind.endswith('~'))
     return lex
 
-LEXICON = _read_lexicon(_LEXICON)
+LEXICON = _read_lexicon(_STREET_AND_WORK) | _read_lexicon(_ANIMALS_AND_MUSIC)
 KINDS = tuple(LEXICON)
 TEXTURES = tuple(k for k in KINDS if LEXICON[k].texture)
 TIMES = {2: ('twice', 'two times'), 3: ('three times', 'thrice')}
@@ -233,6 +238,7 @@ def more_or_less(d, rng, split, most:int):
     more = [x for k in KINDS if _allowed(x := d + ((Event(k),),), split)] if len(events(d)) < most else []
     return _choose(rng, fewer or more)
 
+# %% ../../nbs/data/13_scenes.ipynb #9783304f
 def reordered(d, rng, split):
     "Two slots change places."
     if len(d) < 2: return None
@@ -337,6 +343,7 @@ def _piece(x:np.ndarray, n:int, rng, texture:bool)->np.ndarray:
     x[len(x)-f:] *= ramp[::-1]
     return x
 
+# %% ../../nbs/data/13_scenes.ipynb #bebc13fc
 def _place_event(out:np.ndarray, e:Event, start:int, n:int, split:str, rng)->None:
     "Mix one event into `out`, in the `n` samples from `start`; its repetitions share that time."
     file = _choose(rng, _files(e.kind, split))
@@ -391,38 +398,9 @@ class Scenes(Clips):
         super().__init__(f'scenes-{form}', split,
                          [f'{form}-{split}-{seed}-{i:05d}' for i in range(len(self.descriptions))], captions)
 
-    def _rng(self, purpose:str, *key)->np.random.Generator:
-        "Random numbers for one purpose, scene or family: a function of the arguments alone."
-        return np.random.default_rng(
-            [self.seed, list(FORMS).index(self.form), SPLITS.index(self._split), *key, *purpose.encode()])
-
-    def _train_description(self, i:int, split:str)->Description:
-        rng = self._rng('what', i)
-        lo, hi = FORMS[self.form].n_events
-        return draw_description(rng, int(rng.integers(lo, hi + 1)), split)
-
-    def _families(self, n:int, split:str)->list[tuple[str, Description]]:
-        seen, out = set(), []
-        for f in range(n):
-            attempt, family = 0, draw_family(self._rng('family', f, 0), self.form, split)
-            while seen & {d for _, d in family}:
-                family = draw_family(self._rng('family', f, attempt := attempt + 1), self.form, split)
-            seen.update(d for _, d in family)
-            out += family
-        return out
-
-    def _captions(self, i:int, n:int)->list[str]:
-        rng, out = self._rng('words', i), {}
-        while len(out) < n: out[say(self.descriptions[i], rng)] = None
-        return list(out)
-
     def duration(self, i:int)->float: # seconds
         s = FORMS[self.form].seconds
         return s[self._rng('seconds', i).integers(len(s))]
-
-    def render(self, i:int)->tuple: # (wave (samples,), spans)
-        "Scene `i` at 44.1 kHz, and when each event happens."
-        return mix(self.descriptions[i], self.duration(i), self._split, self._rng('sound', i))
 
     def audio(self, i:int, sample_rate:int)->Tensor: # (samples,)
         wave = torch.from_numpy(self.render(i)[0])
@@ -435,6 +413,42 @@ class Scenes(Clips):
 
     def manifest(self)->dict:
         return super().manifest() | dict(form=self.form, seed=self.seed, recordings=_recordings_hash())
+
+# %% ../../nbs/data/13_scenes.ipynb #347a807e
+@patch
+def _rng(self:Scenes, purpose:str, *key)->np.random.Generator:
+    "Random numbers for one purpose, scene or family: a function of the arguments alone."
+    return np.random.default_rng(
+        [self.seed, list(FORMS).index(self.form), SPLITS.index(self._split), *key, *purpose.encode()])
+
+@patch
+def _train_description(self:Scenes, i:int, split:str)->Description:
+    rng = self._rng('what', i)
+    lo, hi = FORMS[self.form].n_events
+    return draw_description(rng, int(rng.integers(lo, hi + 1)), split)
+
+@patch
+def _families(self:Scenes, n:int, split:str)->list[tuple[str, Description]]:
+    seen, out = set(), []
+    for f in range(n):
+        attempt, family = 0, draw_family(self._rng('family', f, 0), self.form, split)
+        while seen & {d for _, d in family}:
+            family = draw_family(self._rng('family', f, attempt := attempt + 1), self.form, split)
+        seen.update(d for _, d in family)
+        out += family
+    return out
+
+@patch
+def _captions(self:Scenes, i:int, n:int)->list[str]:
+    rng, out = self._rng('words', i), {}
+    while len(out) < n: out[say(self.descriptions[i], rng)] = None
+    return list(out)
+
+# %% ../../nbs/data/13_scenes.ipynb #769dd5a8
+@patch
+def render(self:Scenes, i:int)->tuple: # (wave (samples,), spans)
+    "Scene `i` at 44.1 kHz, and when each event happens."
+    return mix(self.descriptions[i], self.duration(i), self._split, self._rng('sound', i))
 
 # %% ../../nbs/data/13_scenes.ipynb #655bfa54
 @lru_cache(maxsize=1)

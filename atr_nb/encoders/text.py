@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 import json
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertModel
 from transformers.utils import logging
@@ -52,12 +53,6 @@ def load_bert(
     return model, tokenizer
 
 # %% ../../nbs/encoders/23_text.ipynb #1f9c0aca
-@lru_cache(maxsize=8)
-def _words_hash(tokenizer:str)->str: # of what a tokenizer knows, written as JSON; thirty thousand words take a while
-    words = json.loads(tokenizer)
-    # padding and truncation were left there by the last call
-    return hash_json({k: v for k, v in words.items() if k not in ('padding', 'truncation')})
-
 class TextEncoder(Encoder):
     "A BERT-like encoder: token ids in, a vector, the words and all layers out."
     def __init__(self,
@@ -88,21 +83,6 @@ class TextEncoder(Encoder):
         words = _words_hash(self.tokenizer.backend_tokenizer.to_str())
         return hash_json([weights_hash(self.name, self.model), config_facts(self.model.config), words, self.how])[:16]
 
-    def tokenize(self,
-        captions:list[str], # as people wrote them
-        )->tuple[Tensor,Tensor]: # token ids (B, N) int64; mask (B, N), True where valid
-        "Normalise, cut into word pieces, pad to the longest."
-        texts = [normalise(c).strip() for c in captions]
-        for i, t in enumerate(texts):
-            if not t: raise ValueError(f"caption {i} ({captions[i]!r}) has no words; give it some or leave it out")
-        pieces = self.tokenizer(texts, verbose=False)['input_ids']
-        for i, p in enumerate(pieces):
-            if len(p) > self.longest:
-                raise ValueError(f"caption {i} ({captions[i][:60]!r}...) has {len(p)} tokens, "
-                                 f"{self.name} takes {self.longest}; shorten it")
-        padded = self.tokenizer.pad({'input_ids': pieces}, return_tensors='pt')
-        return padded['input_ids'], padded['attention_mask'].bool()
-
     def forward(self,
         ids:Tensor, # token ids (B, N) int64
         mask:Tensor|None=None, # True where valid (B, N)
@@ -111,3 +91,27 @@ class TextEncoder(Encoder):
         out = self.model(input_ids=ids, attention_mask=mask.long(), output_hidden_states=True)
         tokens = out.last_hidden_state
         return Encoded(self.pool(tokens, mask), tokens, mask, tuple(out.hidden_states[1:]))
+
+# %% ../../nbs/encoders/23_text.ipynb #c732513c
+@lru_cache(maxsize=8)
+def _words_hash(tokenizer:str)->str: # of what a tokenizer knows, written as JSON; thirty thousand words take a while
+    words = json.loads(tokenizer)
+    # padding and truncation were left there by the last call
+    return hash_json({k: v for k, v in words.items() if k not in ('padding', 'truncation')})
+
+# %% ../../nbs/encoders/23_text.ipynb #6aa738d3
+@patch
+def tokenize(self:TextEncoder,
+    captions:list[str], # as people wrote them
+    )->tuple[Tensor,Tensor]: # token ids (B, N) int64; mask (B, N), True where valid
+    "Normalise, cut into word pieces, pad to the longest."
+    texts = [normalise(c).strip() for c in captions]
+    for i, t in enumerate(texts):
+        if not t: raise ValueError(f"caption {i} ({captions[i]!r}) has no words; give it some or leave it out")
+    pieces = self.tokenizer(texts, verbose=False)['input_ids']
+    for i, p in enumerate(pieces):
+        if len(p) > self.longest:
+            raise ValueError(f"caption {i} ({captions[i][:60]!r}...) has {len(p)} tokens, "
+                             f"{self.name} takes {self.longest}; shorten it")
+    padded = self.tokenizer.pad({'input_ids': pieces}, return_tensors='pt')
+    return padded['input_ids'], padded['attention_mask'].bool()

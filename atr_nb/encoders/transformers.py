@@ -6,6 +6,7 @@
 from __future__ import annotations
 from pathlib import Path
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 from torch.nn import functional as F
 from torchaudio.compliance.kaldi import fbank
@@ -18,15 +19,6 @@ from ..model import Encoded, Encoder, Precomputed
 __all__ = ['PatchEncoder', 'ClapMel', 'Htsat', 'Ast', 'SideBySide', 'StoredBlocks']
 
 # %% ../../nbs/encoders/22_transformers.ipynb #8dd356d4
-def _pretrained(cls:type, source:str|Path, kind:str): # a model of that class
-    "A pretrained model. ValueError for what cannot be found, and for a model of another kind."
-    try: found = AutoConfig.from_pretrained(source).model_type
-    except (OSError, ValueError) as e:
-        raise ValueError(f'{source}: neither a folder with a model nor a hub model within reach '
-                         f'({str(e).splitlines()[0]})') from e
-    if found != kind: raise ValueError(f'{source} is a model of type {found!r}; one of type {kind!r} is wanted')
-    return cls.from_pretrained(source)
-
 class PatchEncoder(Encoder):
     "A Transformer over the patches of a spectrogram of fixed length. Subclasses give `spectrum`, `blocks` and facts."
     how = 'mean'
@@ -55,26 +47,44 @@ class PatchEncoder(Encoder):
         waveform:Tensor, # (B, samples) at `sample_rate`, in [-1, 1]
         mask:Tensor|None=None, # True where valid (B, samples); padding stands at the end
         )->Encoded: # tokens (B, T, width); levels (B, T_l, d_l)
-        whole = waveform.new_full((len(waveform),), waveform.shape[1], dtype=torch.long)
-        lengths = whole if mask is None else mask.sum(1)
-        n = self._windows(int(lengths.max()))
-        if mask is not None: waveform = waveform.masked_fill(~mask, 0)
-        waveform = F.pad(waveform, (0, max(0, n * self.most - waveform.shape[1])))
-        windows = waveform[:, :n * self.most].reshape(-1, self.most)
-        inside = (lengths[:, None] - self.most * torch.arange(n, device=lengths.device)).clamp(0, self.most) # (B, n)
+        windows, inside = self._cut(waveform, mask)
         found = self.blocks(self.spectrum(windows, inside.flatten()))
         steps = (-(-inside // self.step)).clamp(max=found[-1].shape[1])
         steps[:, 0] = steps[:, 0].clamp(min=1)
         valid = (torch.arange(found[-1].shape[1], device=steps.device) < steps[..., None]).flatten(1)
-        levels = tuple(x.unflatten(0, (-1, n)).flatten(1, 2) for x in found)
+        levels = tuple(x.unflatten(0, inside.shape).flatten(1, 2) for x in found)
         return Encoded(self.pool(levels[-1], valid), levels[-1], valid, levels)
 
-    def _windows(self, longest:int)->int: # in how many windows clips of so many samples are heard
-        if self.longest_seconds and longest > self.most + self.step:
-            raise ValueError(f'{self.name}: a clip of {longest / self.sample_rate:.2f} s, '
-                             f'but it takes {self.most / self.sample_rate:.2f}; '
-                             "cut it, or build the encoder with longer='windows' (long_clips=windows in the settings)")
-        return max(1, -(-(longest - self.step) // self.most))
+# %% ../../nbs/encoders/22_transformers.ipynb #78e0f5ba
+@patch
+def _windows(self:PatchEncoder, longest:int)->int: # in how many windows clips of so many samples are heard
+    if self.longest_seconds and longest > self.most + self.step:
+        raise ValueError(f'{self.name}: a clip of {longest / self.sample_rate:.2f} s, '
+                         f'but it takes {self.most / self.sample_rate:.2f}; '
+                         "cut it, or build the encoder with longer='windows' (long_clips=windows in the settings)")
+    return max(1, -(-(longest - self.step) // self.most))
+
+@patch
+def _cut(self:PatchEncoder, waveform:Tensor, mask:Tensor|None)->tuple[Tensor, Tensor]:
+    "Windows of all clips (B * n, most), zeros behind a clip's end; how many samples of each are sound (B, n)."
+    whole = waveform.new_full((len(waveform),), waveform.shape[1], dtype=torch.long)
+    lengths = whole if mask is None else mask.sum(1)
+    n = self._windows(int(lengths.max()))
+    if mask is not None: waveform = waveform.masked_fill(~mask, 0)
+    waveform = F.pad(waveform, (0, max(0, n * self.most - waveform.shape[1])))
+    windows = waveform[:, :n * self.most].reshape(-1, self.most)
+    inside = (lengths[:, None] - self.most * torch.arange(n, device=lengths.device)).clamp(0, self.most)
+    return windows, inside
+
+# %% ../../nbs/encoders/22_transformers.ipynb #9d0008d2
+def _pretrained(cls:type, source:str|Path, kind:str): # a model of that class
+    "A pretrained model. ValueError for what cannot be found, and for a model of another kind."
+    try: found = AutoConfig.from_pretrained(source).model_type
+    except (OSError, ValueError) as e:
+        raise ValueError(f'{source}: neither a folder with a model nor a hub model within reach '
+                         f'({str(e).splitlines()[0]})') from e
+    if found != kind: raise ValueError(f'{source} is a model of type {found!r}; one of type {kind!r} is wanted')
+    return cls.from_pretrained(source)
 
 # %% ../../nbs/encoders/22_transformers.ipynb #a15f0009
 class ClapMel(LogMel):
@@ -179,6 +189,7 @@ class SideBySide(Encoder):
         tokens = torch.cat(levels, dim=2)
         return Encoded(self.pool(tokens, e.mask), tokens, e.mask, levels)
 
+# %% ../../nbs/encoders/22_transformers.ipynb #da2b121e
 class StoredBlocks(Precomputed):
     "Stands where a `SideBySide` would, for features computed before: its blocks are levels again."
     def __init__(self,

@@ -61,6 +61,7 @@ class Seen(NamedTuple):
     codes:Tensor # what the code of each level brings (levels, 2 d)
     hidden:Tensor # what a candidate brings to its own (Q, M, 2 d)
 
+# %% ../../nbs/methods/65_diffatr.ipynb #4144b945
 class Denoiser(nn.Module):
     "Estimates the answer from a noisy one. [ancestor: DiffusionRet]"
     def __init__(self,
@@ -145,10 +146,21 @@ def _check_origin(model:nn.Module, state:dict, prefix:str, *_)->None:
     _refuse(not differ, f"these weights were trained with {'; '.join(differ)}, as this model is; "
             'build it with the same options')
 
+# %% ../../nbs/methods/65_diffatr.ipynb #bb02f1a9
+def _check_options(base:str, represent:str, predicts:str, above_zero:tuple, candidates:int|None)->None:
+    _refuse(base != 'diffatr', "base='diffatr': it cannot stand on itself; use another method")
+    for what, value, known in (('represent', represent, REPRESENTS), ('predicts', predicts, PREDICTS)):
+        _refuse(value in known, f"{what}={value!r} is unknown; use one of {', '.join(known)}")
+    _refuse(min(above_zero) > 0, 'temperatures and sharpness must be above 0')
+    _refuse(candidates is None or candidates > 0, f'candidates={candidates}, but one is needed; None takes all')
+
+def _keep_frames(base:RetrievalModel)->None: # of clips, which a tower that needs none would not hand out
+    tower = getattr(base, 'audio', None)
+    if isinstance(tower, Tower): tower.tokens = True
+
 # %% ../../nbs/methods/65_diffatr.ipynb #1bceb30d
 class DiffATR(RetrievalModel):
-    """A base whose best candidates are looked at a second time, by a distribution that is generated from noise.
-    [paper: abstract only; after DiffusionRet]"""
+    "A base whose best candidates get a second look, generated from noise. [paper: abstract only; after DiffusionRet]"
     choices = dict(represent=REPRESENTS, pool_temperature=(1., .1), sharpness=(100., 10., 1.), predicts=PREDICTS,
                    weight=(1., 3., 10.), learning_rate=(1, .5, 2))
 
@@ -174,36 +186,39 @@ class DiffATR(RetrievalModel):
         seed:int=0, # of the noise that answers begin with
         ):
         super().__init__()
-        _refuse(base != 'diffatr', "base='diffatr': it cannot stand on itself; use another method")
-        for what, value, known in (('represent', represent, REPRESENTS), ('predicts', predicts, PREDICTS)):
-            _refuse(value in known, f"{what}={value!r} is unknown; use one of {', '.join(known)}")
-        _refuse(min(pool_temperature, sharpness, temperature) > 0, 'temperatures and sharpness must be above 0')
-        _refuse(candidates is None or candidates > 0, f'candidates={candidates}, but one is needed; None takes all')
+        _check_options(base, represent, predicts, (pool_temperature, sharpness, temperature), candidates)
         self.noise = noise_schedule(levels, schedule)
         _check_steps(steps, levels)
         self.base = create(base, audio, text, width=width, **(base_options or {}))
         self.denoisers = nn.ModuleDict({way: Denoiser(width, levels) for way in WAYS})
         self.represent, self.pool_temperature = represent, pool_temperature
-        self.levels, self.schedule = levels, schedule
+        self.levels, self.schedule, self.seed = levels, schedule, seed
         self.diffusion, self.sharpness, self.predicts = diffusion, sharpness, predicts
         self.candidates, self.steps, self.weight, self.temperature = candidates, steps, weight, temperature
         self.losses, self.ways = named('DiffATR', 'loss', losses, LOSSES), named('DiffATR', 'way', ways, WAYS)
-        self.seed = seed
-        tower = getattr(self.base, 'audio', None) # one that needs no frames keeps them, unless told otherwise
-        if represent == 'frames' and isinstance(tower, Tower): tower.tokens = True
-        self.register_buffer('batches', torch.zeros((), dtype=torch.long)) # that the denoisers have learned from
-        trained_as = dict(base=base, base_options=base_options or {}, width=width, represent=represent,
-                          pool_temperature=pool_temperature, levels=levels, schedule=schedule, diffusion=diffusion,
-                          sharpness=sharpness, predicts=predicts)
-        self.register_buffer('trained_as', _written(trained_as))
-        self.register_load_state_dict_pre_hook(_check_origin)
+        if represent == 'frames': _keep_frames(self.base)
+        self._remember(base=base, base_options=base_options or {}, width=width)
 
-    def encode_audio(self, x:Tensor, mask:Tensor|None=None)->Encoded: return self.base.encode_audio(x, mask)
-    def encode_text(self, x:Tensor, mask:Tensor|None=None)->Encoded: return self.base.encode_text(x, mask)
-    def similarity(self, audio:Encoded, text:Encoded)->Tensor: # (clips, captions)
-        return self.base.similarity(audio, text)
+# %% ../../nbs/methods/65_diffatr.ipynb #a4bbf39a
+@patch
+def encode_audio(self:DiffATR, x:Tensor, mask:Tensor|None=None)->Encoded: return self.base.encode_audio(x, mask)
+
+@patch
+def encode_text(self:DiffATR, x:Tensor, mask:Tensor|None=None)->Encoded: return self.base.encode_text(x, mask)
+
+@patch
+def similarity(self:DiffATR, audio:Encoded, text:Encoded)->Tensor: # (clips, captions)
+    return self.base.similarity(audio, text)
 
 Method = DiffATR # what `create('diffatr', ...)` builds
+
+# %% ../../nbs/methods/65_diffatr.ipynb #b98434fa
+@patch
+def _remember(self:DiffATR, **given)->None: # base, base_options, width
+    self.register_buffer('batches', torch.zeros((), dtype=torch.long)) # that the denoisers have learned from
+    own = ('represent', 'pool_temperature', 'levels', 'schedule', 'diffusion', 'sharpness', 'predicts')
+    self.register_buffer('trained_as', _written(given | {name: getattr(self, name) for name in own}))
+    self.register_load_state_dict_pre_hook(_check_origin)
 
 # %% ../../nbs/methods/65_diffatr.ipynb #e9e636eb
 @patch
@@ -308,6 +323,7 @@ def generate(self:DiffATR,
     some = torch.arange(len(scores), device=scores.device).split(max(1, PAIRS.get(scores.device.type, 2**10) // n))
     return top, torch.cat([self._answer(way, self._look(way, audio, text, q, top[q]), noise[q]) for q in some])
 
+# %% ../../nbs/methods/65_diffatr.ipynb #3eb6b648
 @patch
 def probabilities(self:DiffATR, answers:Tensor)->Tensor: # as from `generate` (Q, M) -> (Q, M), each row sums to one
     "What answers say of their candidates, on the scale on which the loss was taken."

@@ -89,22 +89,26 @@ class HCI(TwoTower):
         self.segments, self.phrases = (Grouping(how, width, size) if middle else None for how in (segments, phrases))
         self.levels, self.losses, self.temperature = levels, losses, temperature
 
-    def encode_text(self, x:Tensor, mask:Tensor|None=None)->Encoded:
-        return _grouped(super().encode_text(x, mask), self.phrases)
-
-    def encode_audio(self, x:Tensor, mask:Tensor|None=None)->Encoded:
-        if not (self.together or self.matching): return _grouped(super().encode_audio(x, mask), self.segments)
-        frames, frame_mask, words, word_mask = apart(x, mask, self.widths)
-        audio, said = super().encode_audio(frames, frame_mask), super().encode_text(words, word_mask)
-        if self.together: audio = self._with_caption(audio, said)
-        audio = _grouped(audio, self.segments)
-        return replace(audio, levels=(*audio.levels, said.pooled[:, None])) if self.matching else audio
-
-    def _with_caption(self, audio:Encoded, said:Encoded)->Encoded: # clips whose frames have read what was said of them
-        tokens = self.together(audio.tokens, said.tokens, said.mask)
-        return self.scaled(Encoded(self.enhanced(tokens, audio.mask), tokens, audio.mask))
-
 Method = HCI # what `create('hci_ac', ...)` builds
+
+# %% ../../nbs/methods/63_hci_ac.ipynb #586d6da3
+@patch
+def encode_text(self:HCI, x:Tensor, mask:Tensor|None=None)->Encoded:
+    return _grouped(super(HCI, self).encode_text(x, mask), self.phrases)
+
+@patch
+def encode_audio(self:HCI, x:Tensor, mask:Tensor|None=None)->Encoded:
+    if not (self.together or self.matching): return _grouped(super(HCI, self).encode_audio(x, mask), self.segments)
+    frames, frame_mask, words, word_mask = apart(x, mask, self.widths)
+    audio, said = super(HCI, self).encode_audio(frames, frame_mask), super(HCI, self).encode_text(words, word_mask)
+    if self.together: audio = self._with_caption(audio, said)
+    audio = _grouped(audio, self.segments)
+    return replace(audio, levels=(*audio.levels, said.pooled[:, None])) if self.matching else audio
+
+@patch
+def _with_caption(self:HCI, audio:Encoded, said:Encoded)->Encoded: # clips whose frames have read what was said of them
+    tokens = self.together(audio.tokens, said.tokens, said.mask)
+    return self.scaled(Encoded(self.enhanced(tokens, audio.mask), tokens, audio.mask))
 
 # %% ../../nbs/methods/63_hci_ac.ipynb #ef5ffc39
 @patch

@@ -68,13 +68,23 @@ def _unit_levels(e:Encoded)->Encoded: # vectors of length one; padding is zero, 
     levels = tuple(fill_padding(F.normalize(l.to(dtype), dim=2), m) for l, m in zip(e.levels, finer))
     return Encoded(scaled.pooled, scaled.tokens, scaled.mask, levels)
 
-# %% ../../nbs/methods/64_tha_dcr.ipynb #eb4badfa
+# %% ../../nbs/methods/64_tha_dcr.ipynb #55373587
 ALIGNMENTS = {'cross': cross_attention, 'tokens': late_interaction}
 CONFIDENCES = 'learned', 'bounded', 'uniform'
 
 def _refuse(ok:object, what:str)->None:
     if not ok: raise ValueError(f'THA: {what}')
 
+def _check_factors(factors:int, width:int)->None:
+    _refuse(factors >= 0 and (not factors or width % factors == 0 and width > factors),
+            f'factors={factors} do not share a width of {width}, with two numbers each or more')
+
+def _check_blocks(audio:Encoder, text:Encoder, stride:int)->None:
+    _refuse(stride == 1 or not audio.level_widths, f'stride={stride}, but {audio.name} has blocks of its own')
+    _refuse(text.level_widths, f'{text.name} says nothing of block outputs; '
+            'give it as `SideBySide`, or what was stored of that as `StoredBlocks`')
+
+# %% ../../nbs/methods/64_tha_dcr.ipynb #eb4badfa
 class THA(TwoTower):
     "Hierarchical alignment, disentangled factors, confidence. [paper: abstract only; built from probable ancestors]"
     choices = dict(align=('cross', 'tokens'), factors=(8, 4), confidence=('learned', 'bounded'),
@@ -101,11 +111,8 @@ class THA(TwoTower):
         for what, value, known in (('align', align, ALIGNMENTS), ('pairs', pairs, ('same', 'all')),
                                    ('confidence', confidence, CONFIDENCES)):
             _refuse(value in known, f'{what}={value!r} is unknown; use one of {", ".join(known)}')
-        _refuse(factors >= 0 and (not factors or width % factors == 0 and width > factors),
-                f'factors={factors} do not share a width of {width}, with two numbers each or more')
-        _refuse(stride == 1 or not audio.level_widths, f'stride={stride}, but {audio.name} has blocks of its own')
-        _refuse(text.level_widths, f'{text.name} says nothing of block outputs; '
-                'give it as `SideBySide`, or what was stored of that as `StoredBlocks`')
+        _check_factors(factors, width)
+        _check_blocks(audio, text, stride)
         aligned = named('THA', 'level', levels, DEPTHS) if levels else ()
         self.depths = tuple(name for name in DEPTHS if name in aligned or name == 'high')
         super().__init__(DepthTower(audio, width, stride, self.depths, hierarchical),
@@ -116,13 +123,16 @@ class THA(TwoTower):
         uniform = confidence == 'uniform' or not factors
         self.confidence = None if uniform else Confidence(width, factors, bounded=confidence == 'bounded')
 
-    def scaled(self, e:Encoded)->Encoded: return _unit_levels(e)
-
-    def depth(self, e:Encoded, name:str)->Encoded: # its tokens, without columns of nothing but padding
-        "A clip or caption at one depth."
-        return e.trimmed() if name == 'high' else e.level(self.depths.index(name))
-
 Method = THA # what `create('tha_dcr', ...)` builds
+
+# %% ../../nbs/methods/64_tha_dcr.ipynb #a5f91b89
+@patch
+def scaled(self:THA, e:Encoded)->Encoded: return _unit_levels(e)
+
+@patch
+def depth(self:THA, e:Encoded, name:str)->Encoded: # its tokens, without columns of nothing but padding
+    "A clip or caption at one depth."
+    return e.trimmed() if name == 'high' else e.level(self.depths.index(name))
 
 # %% ../../nbs/methods/64_tha_dcr.ipynb #0d0e5a52
 @patch

@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 import numpy as np
 import torch
+from fastcore.basics import patch
 from tqdm import tqdm
 from ..data.batches import Beside, Inputs, Pairs, Tokens, part
 from ..data.datasets import SPLITS, Clips
@@ -148,30 +149,36 @@ class Captioned(Workbench):
         s, text = self.settings, self.encoders[1]
         return Tokens(captions, text) if s.finetune else text_features(captions, text, s.cache, device=self.device)
 
-    def row(self,
-        same_steps:bool=True, # as many steps as without further pairs, so fewer epochs; else as many epochs
-        **what, # arguments of `Lab.run`, with a recipe of one stage
-        )->Callable[[str, int], dict]: # for `sweep`
-        "A row that is trained and measured with these captions."
-        stage = what['recipe'].stages[0]
-        def of(dataset, seed):
-            epochs = round(stage.epochs / self.growth(dataset)) if same_steps else stage.epochs
-            recipe = replace(what['recipe'], stages=(stage.over(max(1, epochs)),))
-            return what | dict(recipe=recipe, bench=self, extra=self._about(dataset))
-        return of
+# %% ../../nbs/results/75_auxiliary.ipynb #c85c6267
+@patch
+def row(self:Captioned,
+    same_steps:bool=True, # as many steps as without further pairs, so fewer epochs; else as many epochs
+    **what, # arguments of `Lab.run`, with a recipe of one stage
+    )->Callable[[str, int], dict]: # for `sweep`
+    "A row that is trained and measured with these captions."
+    stage = what['recipe'].stages[0]
+    def of(dataset, seed):
+        epochs = round(stage.epochs / self.growth(dataset)) if same_steps else stage.epochs
+        recipe = replace(what['recipe'], stages=(stage.over(max(1, epochs)),))
+        return what | dict(recipe=recipe, bench=self, extra=self._about(dataset))
+    return of
 
-    def growth(self, dataset:str)->float: # such as 2.0
-        "How many times as many pairs the training split has as without further ones."
-        return len(self.pairs(dataset, 'train')) / len(self._plain.pairs(dataset, 'train'))
+@patch
+def growth(self:Captioned, dataset:str)->float: # such as 2.0
+    "How many times as many pairs the training split has as without further ones."
+    return len(self.pairs(dataset, 'train')) / len(self._plain.pairs(dataset, 'train'))
 
-    def _about(self, dataset:str)->dict: # what determines a run, beside the plain data
-        code = code_hash('atr_nb.results.auxiliary')
-        said = self.captions[dataset].fingerprint
-        return dict(captions=said, augment=self.augment, beside=self.beside, code=code)
+@patch
+def _about(self:Captioned, dataset:str)->dict: # what determines a run, beside the plain data
+    code = code_hash('atr_nb.results.auxiliary')
+    said = self.captions[dataset].fingerprint
+    return dict(captions=said, augment=self.augment, beside=self.beside, code=code)
 
-    def called(self, row:str)->str: # the row's name; a captioner that has seen validation or test clips is told there
-        notes = sorted({c.note for c in self.captions.values()} - {''})
-        return f"{row} ({'; '.join(notes)})" if notes else row
+@patch
+def called(self:Captioned, row:str)->str:
+    "The row's name; a captioner that has seen validation or test clips is told there."
+    notes = sorted({c.note for c in self.captions.values()} - {''})
+    return f"{row} ({'; '.join(notes)})" if notes else row
 
 # %% ../../nbs/results/75_auxiliary.ipynb #7bd9d74f
 def fuse(

@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 import numpy as np, pandas as pd
 import atr_nb
+from fastcore.basics import patch
 from ..files import Damaged, sealed, unsealed, write_file
 from ..methods import names
 from .runs import TRIAL, Lab, Workbench
@@ -114,21 +115,24 @@ class Search:
     @property
     def file(self)->Path: return self.folder/'trials.jsonl'
 
-    def run(self)->pd.DataFrame: # a row per trial and dataset
-        "Make the trials, several at a time, or find them, and write them down in `trials.jsonl`."
-        todo = [(k, d) for k in range(len(self.settings)) for d in self.lab.settings.datasets]
-        plan = {f'trial {k}, {d}': dict(dataset=d, seed=self.seed, **self.row(self.settings[k], d, self.seed))
-                for k, d in todo}
-        outcomes = try_all(self.lab, plan, self.method)
-        lines = [dict(method=self.method, trial=k, values=self.settings[k]) | outcome
-                 for (k, _), outcome in zip(todo, outcomes)]
-        write_file(self.file, ''.join(json.dumps(sealed(line)) + '\n' for line in lines))
-        return pd.DataFrame([_shown(line) for line in lines])
+# %% ../../nbs/results/79_choices.ipynb #2592d775
+@patch
+def run(self:Search)->pd.DataFrame: # a row per trial and dataset
+    "Make the trials, several at a time, or find them, and write them down in `trials.jsonl`."
+    todo = [(k, d) for k in range(len(self.settings)) for d in self.lab.settings.datasets]
+    plan = {f'trial {k}, {d}': dict(dataset=d, seed=self.seed, **self.row(self.settings[k], d, self.seed))
+            for k, d in todo}
+    outcomes = try_all(self.lab, plan, self.method)
+    lines = [dict(method=self.method, trial=k, values=self.settings[k]) | outcome
+             for (k, _), outcome in zip(todo, outcomes)]
+    write_file(self.file, ''.join(json.dumps(sealed(line)) + '\n' for line in lines))
+    return pd.DataFrame([_shown(line) for line in lines])
 
-    def found(self)->pd.DataFrame: # as from `run`
-        "The trials as they were written down, by whatever code made them; each names its commit."
-        lines = [unsealed(json.loads(line), str(self.file)) for line in self.file.read_text().splitlines()]
-        return pd.DataFrame([_shown(line) for line in lines])
+@patch
+def found(self:Search)->pd.DataFrame: # as from `run`
+    "The trials as they were written down, by whatever code made them; each names its commit."
+    lines = [unsealed(json.loads(line), str(self.file)) for line in self.file.read_text().splitlines()]
+    return pd.DataFrame([_shown(line) for line in lines])
 
 # %% ../../nbs/results/79_choices.ipynb #a5d1a702
 def _shown(line:dict)->dict: # of `trials.jsonl`, as a row of a table; a trial that failed has neither score nor time

@@ -46,6 +46,7 @@ def _of(row:Row, dataset:str, seed:int)->dict: return row(dataset, seed) if call
 
 PUBLISHED = dict(options=dict(loss='nt_xent')) # a row: the baseline as its paper recommends it, the settings' recipe
 
+# %% ../../nbs/results/74_experiment.ipynb #a4d8f842
 class Experiment(Lab):
     "The runs of one paper, and what is shown and said of them."
     def __init__(self,
@@ -75,22 +76,6 @@ class Experiment(Lab):
         self._sweep_all([(name, list(rows), todo)], name)
         return self.table(name)
 
-    def _sweep_all(self, sweeps:list[tuple], desc:str)->None: # (table, rows, (row, arguments of `Lab.run`) of each run)
-        "Make all runs that are not there yet, several at a time, and note all of them."
-        self.ahead({f"{table}: {row}, {what['dataset']}, seed {what['seed']}": what
-                    for table, _, todo in sweeps for row, what in todo}, desc)
-        for table, rows, todo in sweeps:
-            for row, what in todo: self.run(table, row, **what)
-            self._arrange(table, rows)
-        self.save()
-
-    def _arrange(self, name:str, rows:list[str])->None:
-        "Let the records of these rows stand in their order, dataset by dataset, in the places that they have together."
-        ours = [k for k, r in enumerate(self.records) if r['table'] == name and r['row'] in rows]
-        sets = list(dict.fromkeys(self.records[k]['dataset'] for k in ours))
-        def place(r): return sets.index(r['dataset']), rows.index(r['row'])
-        for k, r in zip(ours, sorted((self.records[k] for k in ours), key=place)): self.records[k] = r
-
     def ablate(self,
         name:str, # of the table
         rows:dict[str, Row], # label -> what to train
@@ -99,6 +84,28 @@ class Experiment(Lab):
         "Sweep rows that ask for a reason: fewer seeds, and the first dataset unless told otherwise."
         datasets = self.settings.datasets[:1] if datasets is None else datasets
         return self.sweep(name, rows, datasets, self.settings.ablation_seeds)
+
+# %% ../../nbs/results/74_experiment.ipynb #bea03197
+@patch
+def _sweep_all(self:Experiment,
+    sweeps:list[tuple], # (table, rows, (row, arguments of `Lab.run`) of each run)
+    desc:str,
+    )->None:
+    "Make all runs that are not there yet, several at a time, and note all of them."
+    self.ahead({f"{table}: {row}, {what['dataset']}, seed {what['seed']}": what
+                for table, _, todo in sweeps for row, what in todo}, desc)
+    for table, rows, todo in sweeps:
+        for row, what in todo: self.run(table, row, **what)
+        self._arrange(table, rows)
+    self.save()
+
+@patch
+def _arrange(self:Experiment, name:str, rows:list[str])->None:
+    "Let the records of these rows stand in their order, dataset by dataset, in the places that they have together."
+    ours = [k for k, r in enumerate(self.records) if r['table'] == name and r['row'] in rows]
+    sets = list(dict.fromkeys(self.records[k]['dataset'] for k in ours))
+    def place(r): return sets.index(r['dataset']), rows.index(r['row'])
+    for k, r in zip(ours, sorted((self.records[k] for k in ours), key=place)): self.records[k] = r
 
 # %% ../../nbs/results/74_experiment.ipynb #7404d16b
 @patch
@@ -255,6 +262,7 @@ def drawn(
     random = RandomBatches(len(its['easy'].vectors), batch_size, seed)
     return {'easy': its['easy'].batches(0), 'random': random.batches(0), 'hard': its['hard'].batches(0)}
 
+# %% ../../nbs/results/74_experiment.ipynb #9888847e
 def with_curriculum(
     lab:Experiment,
     teacher:dict|None, # the record of a trained model, on the same dataset; None: random batches in the same stages

@@ -96,41 +96,48 @@ class Workbench:
             self._splits[dataset, split] = self.open_pairs(open_split(self.settings, dataset, split))
         return self._splits[dataset, split]
 
-    def add(self, pairs:Pairs)->Pairs:
-        "Make pairs of your own known under the name and split of their clips, to be measured like any other."
-        self._splits[pairs.clips.name, pairs.clips.split] = pairs
-        return pairs
+# %% ../../nbs/results/70_runs.ipynb #0a66a718
+@patch
+def open_pairs(self:Workbench, clips:Clips)->Pairs:
+    "Pairs of any clips: cached features where the encoders are frozen, waveforms and token ids where fine-tuned."
+    (audio, text), s = self.encoders, self.settings
+    check_lengths(clips, audio)
+    if s.finetune: inputs = Waveforms(clips, audio.sample_rate), Tokens(clips.flat_captions, text)
+    else: inputs = (audio_features(clips, audio.folded(), s.cache, device=self.device, force=s.force),
+                    text_features(clips.flat_captions, text, s.cache, device=self.device, force=s.force))
+    return Pairs(*inputs, clips.clip_of_caption, clips)
 
-    def open_pairs(self, clips:Clips)->Pairs:
-        "Pairs of any clips: cached features where the encoders are frozen, waveforms and token ids where fine-tuned."
-        (audio, text), s = self.encoders, self.settings
-        check_lengths(clips, audio)
-        if s.finetune: inputs = Waveforms(clips, audio.sample_rate), Tokens(clips.flat_captions, text)
-        else: inputs = (audio_features(clips, audio.folded(), s.cache, device=self.device, force=s.force),
-                        text_features(clips.flat_captions, text, s.cache, device=self.device, force=s.force))
-        return Pairs(*inputs, clips.clip_of_caption, clips)
+@patch
+def add(self:Workbench, pairs:Pairs)->Pairs:
+    "Make pairs of your own known under the name and split of their clips, to be measured like any other."
+    self._splits[pairs.clips.name, pairs.clips.split] = pairs
+    return pairs
 
-    def frames(self)->dict: # options that every method which compares frames takes
-        "Where encoders are frozen, pairs of frames are averaged, and a Transformer layer shows them their neighbours."
-        return {} if self.settings.finetune else dict(stride=2, context=1)
+# %% ../../nbs/results/70_runs.ipynb #59417b7e
+@patch
+def frames(self:Workbench)->dict: # options that every method which compares frames takes
+    "Where encoders are frozen, pairs of frames are averaged, and a Transformer layer shows them their neighbours."
+    return {} if self.settings.finetune else dict(stride=2, context=1)
 
-    def model(self, method:str, options:dict, seed:int)->RetrievalModel:
-        "A freshly initialised model; the seed decides the initial weights."
-        inside = copy.deepcopy if self.settings.finetune else lambda encoder: encoder.stand_in()
-        audio, text = map(inside, self.encoders)
-        torch.manual_seed(seed)
-        return create(method, audio=audio, text=text, **({'width': self.settings.width} | options))
+@patch
+def model(self:Workbench, method:str, options:dict, seed:int)->RetrievalModel:
+    "A freshly initialised model; the seed decides the initial weights."
+    inside = copy.deepcopy if self.settings.finetune else lambda encoder: encoder.stand_in()
+    audio, text = map(inside, self.encoders)
+    torch.manual_seed(seed)
+    return create(method, audio=audio, text=text, **({'width': self.settings.width} | options))
 
-    def recipe(self,
-        epochs:int|None=None, # None: as many as the settings say
-        rate:float=1, # times the learning rate of the settings
-        **changes, # of the recipe: batch_size, patience, ...
-        )->Recipe:
-        "The settings' recipe: one stage, everything trainable, random batches."
-        s = self.settings
-        stage = Stage(s.epochs, lr=rate * s.learning_rate, lr_step=s.lr_step,
-                      schedule=s.schedule).over(epochs or s.epochs)
-        return Recipe(**({'stages': (stage,), 'batch_size': s.batch_size, 'patience': s.patience} | changes))
+@patch
+def recipe(self:Workbench,
+    epochs:int|None=None, # None: as many as the settings say
+    rate:float=1, # times the learning rate of the settings
+    **changes, # of the recipe: batch_size, patience, ...
+    )->Recipe:
+    "The settings' recipe: one stage, everything trainable, random batches."
+    s = self.settings
+    stage = Stage(s.epochs, lr=rate * s.learning_rate, lr_step=s.lr_step,
+                  schedule=s.schedule).over(epochs or s.epochs)
+    return Recipe(**({'stages': (stage,), 'batch_size': s.batch_size, 'patience': s.patience} | changes))
 
 # %% ../../nbs/results/70_runs.ipynb #750e1041
 def run_name(identity:dict)->str: # 16 hex digits
@@ -254,19 +261,6 @@ class Records(Workbench):
         super().__init__(settings)
         self.paper, self.folder, self.records, self._ranks = paper, settings.out/settings.profile/paper, [], {}
 
-    def measure(self, table:str, row:str, dataset:str, scores:Tensor, of:dict|None=None)->dict: # the record
-        """Measure scores (clips, captions) on a dataset's test split that are not a run's own: an oracle's,
-        or those of the run `of` on other clips."""
-        test = self.pairs(dataset, 'test')
-        measured, order = _measure(test, scores, retrieval_metrics(scores, test.clip_of_caption))
-        of = of or dict(run='', seed=0, n_parameters=0)
-        name = run_name(dict(row=row, dataset=dataset, data=test.clips.manifest_hash, of=of['run'],
-                             ranks=measured['ranks']))
-        record = dict(run=name, dataset=dataset, split='test', seed=of['seed'], **measured,
-                      n_parameters=of['n_parameters'], **_circumstances(self, 0.))
-        self._ranks[record['run']] = order
-        return self._note(table, row, record)
-
     def _note(self, table:str, row:str, record:dict)->dict:
         "Keep a record under a table and a row, in the place of an earlier one of the same dataset and seed."
         place = lambda r: (r['table'], r['row'], r['dataset'], r['seed'])
@@ -296,6 +290,21 @@ class Records(Workbench):
         lines = [json.dumps(sealed(r)) + '\n' for r in self.records]
         write_file(self.folder/'runs.jsonl', ''.join(lines))
         return self.folder
+
+# %% ../../nbs/results/70_runs.ipynb #06775810
+@patch
+def measure(self:Records, table:str, row:str, dataset:str, scores:Tensor, of:dict|None=None)->dict: # the record
+    """Measure scores (clips, captions) on a dataset's test split that are not a run's own: an oracle's,
+    or those of the run `of` on other clips."""
+    test = self.pairs(dataset, 'test')
+    measured, order = _measure(test, scores, retrieval_metrics(scores, test.clip_of_caption))
+    of = of or dict(run='', seed=0, n_parameters=0)
+    name = run_name(dict(row=row, dataset=dataset, data=test.clips.manifest_hash, of=of['run'],
+                         ranks=measured['ranks']))
+    record = dict(run=name, dataset=dataset, split='test', seed=of['seed'], **measured,
+                  n_parameters=of['n_parameters'], **_circumstances(self, 0.))
+    self._ranks[record['run']] = order
+    return self._note(table, row, record)
 
 # %% ../../nbs/results/70_runs.ipynb #bf8e101f
 class Lab(Records):
@@ -330,24 +339,26 @@ class Lab(Records):
         self._benches[folder.name] = bench
         return bench, folder, identity, recipe, samplers
 
-    def run(self,
-        table:str, # the table the run belongs to
-        row:str, # its row there
-        dataset:str,
-        seed:int,
-        method:str='baseline',
-        options:dict|None=None, # of the method
-        recipe:Recipe|None=None, # default: `Workbench.recipe`
-        samplers:dict|None=None, # further ways to draw batches, by name
-        extra:dict|None=None, # whatever else determines the run, such as what the samplers were made from
-        bench:Workbench|None=None, # other encoders, more data; None: this lab's own
-        )->dict: # the record
-        "Make the run, or find it where it was made before; note its record under `table` and `row`."
-        opened = self._opened(RUN, dataset, seed, method, options, recipe, samplers, extra, bench)
-        with self._ensured(RUN, *opened) as folder:
-            record = load_json(folder/'record.json') | _remarks(opened[0], dataset)
-            self._ranks[folder.name] = load_arrays(folder/'ranks.npz')
-        return self._note(table, row, record)
+# %% ../../nbs/results/70_runs.ipynb #55d72d6b
+@patch
+def run(self:Lab,
+    table:str, # the table the run belongs to
+    row:str, # its row there
+    dataset:str,
+    seed:int,
+    method:str='baseline',
+    options:dict|None=None, # of the method
+    recipe:Recipe|None=None, # default: `Workbench.recipe`
+    samplers:dict|None=None, # further ways to draw batches, by name
+    extra:dict|None=None, # whatever else determines the run, such as what the samplers were made from
+    bench:Workbench|None=None, # other encoders, more data; None: this lab's own
+    )->dict: # the record
+    "Make the run, or find it where it was made before; note its record under `table` and `row`."
+    opened = self._opened(RUN, dataset, seed, method, options, recipe, samplers, extra, bench)
+    with self._ensured(RUN, *opened) as folder:
+        record = load_json(folder/'record.json') | _remarks(opened[0], dataset)
+        self._ranks[folder.name] = load_arrays(folder/'ranks.npz')
+    return self._note(table, row, record)
 
 # %% ../../nbs/results/70_runs.ipynb #5abe38e0
 @patch

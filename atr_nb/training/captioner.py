@@ -133,6 +133,7 @@ def train_captioner(
             save_json(home/'captioner.json', dict(name=name, identity=identity, losses=losses, seconds=seconds))
     return load_weights(home/'captioner.safetensors', model, name).eval(), load_json(home/'captioner.json')
 
+# %% ../../nbs/training/56_captioner.ipynb #a4aff103
 def _train(model:Captioner, train:Pairs, valid:Pairs, stage:Stage, batch_size:int, seed:int, accelerator)->list[dict]:
     "The losses of each epoch."
     draw = RandomBatches(len(train), min(batch_size, len(train)), seed)
@@ -206,6 +207,7 @@ class Captions:
                              f'({len(missing)} such)')
         return [self.said[clip] for clip in clips.ids]
 
+# %% ../../nbs/training/56_captioner.ipynb #940f0893
 def load_captions(
     file:Path, # .csv with the columns clip and caption, or .jsonl with these keys
     dataset:str, # whose clips they describe
@@ -237,6 +239,7 @@ def bleu(said:list[str], captions:list[list[str]])->float: # 0 to 100
     references = [[c[k] if k < len(c) else None for c in captions] for k in range(most)]
     return corpus_bleu(said, references, lowercase=True).score
 
+# %% ../../nbs/training/56_captioner.ipynb #aeb52bd0
 def _read(caption:str): # its events, or None where it is not understood
     try: return understand(caption)
     except (KeyError, ValueError): return None # a word or a form that no caption has
@@ -262,6 +265,7 @@ def _in_order(told, true)->list[bool]: # for each two kinds in different slots o
     pairs = [(a, b) for a in shared for b in shared if a < b and all(s[a] != s[b] for s in slot)]
     return [(slot[0][a] < slot[0][b]) == (slot[1][a] < slot[1][b]) for a, b in pairs]
 
+# %% ../../nbs/training/56_captioner.ipynb #5f43ac71
 @torch.no_grad()
 def nearest_sentences(said:list[str], captions:list[list[str]], encoder:Encoder)->dict: # cosines
     "The mean cosine of each sentence with the nearest caption of its clip, and of the clip half a list away."
