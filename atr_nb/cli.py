@@ -48,6 +48,7 @@ def _bar(total:int, live:bool, seconds): # seconds() -> the time that is left; N
     return Bar(total=total, dynamic_ncols=True, mininterval=0.1 if live else 30, maxinterval=30,
                bar_format='{desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} cells, {elapsed}{left}{postfix}')
 
+# %% ../nbs/80_cli.ipynb #e887e038
 class Progress:
     "A bar over the code cells of all notebooks. To papermill a stream, to which it writes the kernel's error stream."
     def __init__(self,
@@ -251,6 +252,7 @@ def _execute_all(notebooks:dict[str, Path], settings:Settings, given:dict, progr
     progress.bar.close()
     return failures
 
+# %% ../nbs/80_cli.ipynb #7f527d88
 def reproduce(args:Namespace)->int: # 0, or 1 if anything failed
     "Say what there is to do, run the reproduction notebooks and render the report; with `--plan` only the first"
     given, start = _given(args), time.time()
@@ -307,6 +309,7 @@ def data_check(args:Namespace)->int: # 1 if there is any problem
     else: print('no metadata.csv: these sounds can be searched; to train or measure, they need captions')
     return int(bool(problems))
 
+# %% ../nbs/80_cli.ipynb #3246de56
 def compare(args:Namespace)->int:
     "Print how two reports differ"
     from atr_nb.results.compare import compare as differences
@@ -448,18 +451,8 @@ def _searching(p:ArgumentParser)->None: # the options of `index` and `search`
                    'of the Hugging Face hub); default: the small one that comes along')
     p.add_argument('--index', metavar='DIR', help='where the index goes (default: .atr_nb in the folder)')
 
-# %% ../nbs/80_cli.ipynb #db89376b
-def parser()->ArgumentParser:
-    wide = dict(formatter_class=lambda prog: HelpFormatter(prog, max_help_position=26, width=110))
-    top = ArgumentParser('atr-nb', description='Audio-text retrieval papers, reproduced in notebooks.', **wide)
-    top.add_argument('--version', action='version', version=f'atr-nb {atr_nb.__version__}', help='print the version')
-    commands = top.add_subparsers(dest='command', required=True, metavar='COMMAND ...')
-    def command(name, action, help, group=commands):
-        p = group.add_parser(name, help=help, description=help, **wide)
-        p.set_defaults(action=action)
-        return p
-
-    p = command('reproduce', reproduce, 'run the reproduction notebooks and render their tables')
+# %% ../nbs/80_cli.ipynb #c8ef9c4a
+def _reproducing(p:ArgumentParser)->None:
     p.add_argument('--papers', default='all', metavar='NAMES',
                    help=f'all (default), or {_some()}, with commas between them')
     p.add_argument('--profile', metavar='P', help='a section of settings.ini (default: embedded)')
@@ -474,6 +467,18 @@ def parser()->ArgumentParser:
     p.add_argument('--set', action='append', default=[], metavar='KEY=VALUE', help='any other setting; may be repeated')
     p.add_argument('--notebooks', metavar='DIR', help='the folder of notebooks to run (default: nbs/reproduce)')
 
+# %% ../nbs/80_cli.ipynb #db89376b
+def parser()->ArgumentParser:
+    wide = dict(formatter_class=lambda prog: HelpFormatter(prog, max_help_position=26, width=110))
+    top = ArgumentParser('atr-nb', description='Audio-text retrieval papers, reproduced in notebooks.', **wide)
+    top.add_argument('--version', action='version', version=f'atr-nb {atr_nb.__version__}', help='print the version')
+    commands = top.add_subparsers(dest='command', required=True, metavar='COMMAND ...')
+    def command(name, action, help, group=commands):
+        p = group.add_parser(name, help=help, description=help, **wide)
+        p.set_defaults(action=action)
+        return p
+
+    _reproducing(command('reproduce', reproduce, 'run the reproduction notebooks and render their tables'))
     p = command('report', report, 'render tables and pages again from what has been run')
     p.add_argument('--out', metavar='DIR', help='where the runs are (default: reports)')
     command('list', listed, 'list papers, profiles and what has been run').add_argument(

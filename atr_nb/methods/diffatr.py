@@ -61,7 +61,7 @@ class Seen(NamedTuple):
     codes:Tensor # what the code of each level brings (levels, 2 d)
     hidden:Tensor # what a candidate brings to its own (Q, M, 2 d)
 
-# %% ../../nbs/methods/65_diffatr.ipynb #4144b945
+# %% ../../nbs/methods/65_diffatr.ipynb #b1a372af
 class Denoiser(nn.Module):
     "Estimates the answer from a noisy one. [ancestor: DiffusionRet]"
     def __init__(self,
@@ -146,7 +146,7 @@ def _check_origin(model:nn.Module, state:dict, prefix:str, *_)->None:
     _refuse(not differ, f"these weights were trained with {'; '.join(differ)}, as this model is; "
             'build it with the same options')
 
-# %% ../../nbs/methods/65_diffatr.ipynb #bb02f1a9
+# %% ../../nbs/methods/65_diffatr.ipynb #7cc1afd2
 def _check_options(base:str, represent:str, predicts:str, above_zero:tuple, candidates:int|None)->None:
     _refuse(base != 'diffatr', "base='diffatr': it cannot stand on itself; use another method")
     for what, value, known in (('represent', represent, REPRESENTS), ('predicts', predicts, PREDICTS)):
@@ -199,7 +199,7 @@ class DiffATR(RetrievalModel):
         if represent == 'frames': _keep_frames(self.base)
         self._remember(base=base, base_options=base_options or {}, width=width)
 
-# %% ../../nbs/methods/65_diffatr.ipynb #a4bbf39a
+# %% ../../nbs/methods/65_diffatr.ipynb #2fc13d41
 @patch
 def encode_audio(self:DiffATR, x:Tensor, mask:Tensor|None=None)->Encoded: return self.base.encode_audio(x, mask)
 
@@ -212,7 +212,7 @@ def similarity(self:DiffATR, audio:Encoded, text:Encoded)->Tensor: # (clips, cap
 
 Method = DiffATR # what `create('diffatr', ...)` builds
 
-# %% ../../nbs/methods/65_diffatr.ipynb #b98434fa
+# %% ../../nbs/methods/65_diffatr.ipynb #9fee89d7
 @patch
 def _remember(self:DiffATR, **given)->None: # base, base_options, width
     self.register_buffer('batches', torch.zeros((), dtype=torch.long)) # that the denoisers have learned from
@@ -323,7 +323,7 @@ def generate(self:DiffATR,
     some = torch.arange(len(scores), device=scores.device).split(max(1, PAIRS.get(scores.device.type, 2**10) // n))
     return top, torch.cat([self._answer(way, self._look(way, audio, text, q, top[q]), noise[q]) for q in some])
 
-# %% ../../nbs/methods/65_diffatr.ipynb #3eb6b648
+# %% ../../nbs/methods/65_diffatr.ipynb #fee55a4c
 @patch
 def probabilities(self:DiffATR, answers:Tensor)->Tensor: # as from `generate` (Q, M) -> (Q, M), each row sums to one
     "What answers say of their candidates, on the scale on which the loss was taken."

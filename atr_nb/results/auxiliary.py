@@ -149,7 +149,7 @@ class Captioned(Workbench):
         s, text = self.settings, self.encoders[1]
         return Tokens(captions, text) if s.finetune else text_features(captions, text, s.cache, device=self.device)
 
-# %% ../../nbs/results/75_auxiliary.ipynb #c85c6267
+# %% ../../nbs/results/75_auxiliary.ipynb #6da5c227
 @patch
 def row(self:Captioned,
     same_steps:bool=True, # as many steps as without further pairs, so fewer epochs; else as many epochs

@@ -115,7 +115,7 @@ class Search:
     @property
     def file(self)->Path: return self.folder/'trials.jsonl'
 
-# %% ../../nbs/results/79_choices.ipynb #2592d775
+# %% ../../nbs/results/79_choices.ipynb #c0f4f915
 @patch
 def run(self:Search)->pd.DataFrame: # a row per trial and dataset
     "Make the trials, several at a time, or find them, and write them down in `trials.jsonl`."

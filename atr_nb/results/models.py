@@ -307,6 +307,7 @@ def find_run(run:str, settings:Settings)->Path: # its folder
         f'{len(found) or "no"} runs in {settings.runs} begin with {run!r}; `atr-nb models` lists what there is')
     return found[0]
 
+# %% ../../nbs/results/77_models.ipynb #56629ac3
 @patch(cls_method=True)
 def from_run(cls:Retriever,
     run:str, # its name, as `trained` lists it, or the beginning of it
@@ -393,6 +394,7 @@ def _metrics(told:dict)->str: # a table in Markdown
     rows = [f"| {split} | {' | '.join(f'{told[split][m]:.1f}' for m in shown)} |" for split in ('validation', 'test')]
     return '\n'.join([f'| split | {head} |', '|---' * (len(shown) + 1) + '|', *rows])
 
+# %% ../../nbs/results/77_models.ipynb #22472c1f
 def card(config:dict)->str: # Markdown
     "The text of the model card."
     told, c = config['trained'], config

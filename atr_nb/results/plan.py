@@ -120,25 +120,16 @@ class Planner(experiment.Experiment):
         super().__init__(replace(settings, runs=folder/'runs', cache=folder/'cache', out=folder), paper)
         notes.jobs, notes.device = self.jobs, self.device.type
 
-    def _look(self, splits:tuple, table:str, row:str, what:dict)->dict: # what is known
-        name = self._opened(splits, **what)[1].name
-        file = self.asked_for.runs/name/KINDS[splits][0]
-        self.notes.asked.setdefault(name, (table, row, what['dataset'], what['seed']))
-        known = dict(run=name, dataset=what['dataset'], seed=what['seed'])
-        if self.asked_for.force or not file.is_file(): return _Known(known)
-        self.notes.there.add(name)
-        return _Known(known | load_json(file))
-
     def run(self, table:str, row:str, dataset:str, seed:int, **what)->dict:
-        return _Known(self._note(table, row, self._look(RUN, table, row, dict(dataset=dataset, seed=seed, **what))))
+        return _Known(self._note(table, row, _look(self, RUN, table, row, dict(dataset=dataset, seed=seed, **what))))
 
     def trial(self, dataset:str, seed:int, **what)->dict:
-        known = self._look(TRIAL, 'trial', '', dict(dataset=dataset, seed=seed, **what))
+        known = _look(self, TRIAL, 'trial', '', dict(dataset=dataset, seed=seed, **what))
         if 'failed' not in known: raise Unknown(known['run'])
         return known
 
     def ahead(self, what:dict, desc:str, splits:tuple=RUN)->None:
-        for name, arguments in what.items(): self._look(splits, desc, name, arguments)
+        for name, arguments in what.items(): _look(self, splits, desc, name, arguments)
 
     def _sweep_all(self, sweeps:list, desc:str)->None:
         for table, _, todo in sweeps:
@@ -155,6 +146,16 @@ class Planner(experiment.Experiment):
 
 def _all_but_json(folder:str, names:list[str])->list[str]: # what not to copy
     return [name for name in names if not (Path(folder)/name).is_dir() and '.json' not in name]
+
+# %% ../../nbs/results/79_plan.ipynb #875010cb
+def _look(lab:Planner, splits:tuple, table:str, row:str, what:dict)->dict: # what is known
+    name = lab._opened(splits, **what)[1].name
+    file = lab.asked_for.runs/name/KINDS[splits][0]
+    lab.notes.asked.setdefault(name, (table, row, what['dataset'], what['seed']))
+    known = dict(run=name, dataset=what['dataset'], seed=what['seed'])
+    if lab.asked_for.force or not file.is_file(): return _Known(known)
+    lab.notes.there.add(name)
+    return _Known(known | load_json(file))
 
 # %% ../../nbs/results/79_plan.ipynb #a6ca32b6
 def _alike(settings:Settings)->Settings: # folders make no difference to clips and encoders
@@ -216,6 +217,7 @@ def earlier(settings:Settings)->dict[str, list[dict]]: # page -> records of the 
         if trials: found['choices'] = trials
     return found
 
+# %% ../../nbs/results/79_plan.ipynb #234d6388
 def _place(record:dict)->tuple: return tuple(record[k] for k in ('table', 'row', 'dataset', 'seed'))
 
 def _mean(values)->float: # NaN for none

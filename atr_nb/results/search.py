@@ -271,23 +271,24 @@ class Search:
             warnings.warn(f'{folder}: {said} since it was indexed; `atr-nb index` brings the index up to date')
         return cls(folder, model, entries, vectors, place)
 
-    @classmethod
-    def build(cls,
-        folder:str|Path,
-        model:str|Path|Retriever|Clap|None=None, # as for `load`
-        at:str|Path|None=None, # as for `load`
-        )->Search:
-        "Index what is new, forget what is gone, and open the index. Unreadable files are named in a warning."
-        folder, model, at = _opened(folder, model, at)
-        bring_up_to_date(folder, model, at)
-        search = cls.load(folder, model, at)
-        if bad := list(search.unreadable.values()):
-            warnings.warn(f'{len(bad)} of {len(search.entries)} files cannot be used: {"; ".join(bad[:3])}')
-        if not search.rows: raise ValueError(f'{folder}: none of its {len(search.entries)} files can be used')
-        return search
-
     def __len__(self)->int: return len(self.rows) # windows
     def __repr__(self): return f'Search({len(self.entries):,} files, {len(self):,} windows, by {self.model.name})'
+
+# %% ../../nbs/results/78_search.ipynb #750a6baa
+@patch(cls_method=True)
+def build(cls:Search,
+    folder:str|Path,
+    model:str|Path|Retriever|Clap|None=None, # as for `load`
+    at:str|Path|None=None, # as for `load`
+    )->Search:
+    "Index what is new, forget what is gone, and open the index. Unreadable files are named in a warning."
+    folder, model, at = _opened(folder, model, at)
+    bring_up_to_date(folder, model, at)
+    search = cls.load(folder, model, at)
+    if bad := list(search.unreadable.values()):
+        warnings.warn(f'{len(bad)} of {len(search.entries)} files cannot be used: {"; ".join(bad[:3])}')
+    if not search.rows: raise ValueError(f'{folder}: none of its {len(search.entries)} files can be used')
+    return search
 
 # %% ../../nbs/results/78_search.ipynb #d07f4a77
 @patch

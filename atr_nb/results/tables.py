@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np, pandas as pd, torch
+from fastcore.basics import patch
 from ..evaluation.metrics import Place, ranks_hash
 from ..evaluation.significance import paired_bootstrap, verdict
 from ..files import Damaged, load_arrays, unsealed, write_file
@@ -146,7 +147,7 @@ def _sources(both:pd.DataFrame, published:pd.DataFrame, name:str)->list[str]:
         notes.append(f"published, {r.row} on {r.dataset}: {why.get((r.row, r.dataset), 'not at hand')}")
     return notes
 
-# %% ../../nbs/results/72_tables.ipynb #14db0394
+# %% ../../nbs/results/72_tables.ipynb #06169af5
 def signed(x:float)->str:
     "`+1.2` or `−1.2`, with a true minus sign; empty for NaN."
     return '' if math.isnan(x) else f'{x:+.1f}'.replace('-', '−')
@@ -166,6 +167,7 @@ def duration(seconds:float)->str:
     if seconds < 120: return f'{seconds:.0f} s'
     return f'{seconds/60:.0f} min' if seconds < 7200 else f'{seconds/3600:.1f} h'
 
+# %% ../../nbs/results/72_tables.ipynb #14db0394
 def _listed(values)->str: return ', '.join(dict.fromkeys(str(v) for v in values))
 
 def _measured_on(records:list[dict])->dict: # (dataset, split) -> clips, captions, hash of the ids
@@ -224,6 +226,7 @@ def titled(name:str)->str:
     words = ','.join([TITLES.get(first, first), *more])
     return words[:1].upper() + words[1:]
 
+# %% ../../nbs/results/72_tables.ipynb #dc9dc6ad
 @dataclass
 class Table:
     "A table rendered from run records."
@@ -255,19 +258,22 @@ class Table:
         printed = '' if math.isnan(paper) else f'{paper:.2f}'.removesuffix('0')
         return [Cell(printed), ours, Cell(signed(r[f'{metric}_difference']))]
 
-    def body(self)->list[list[Cell]]: # rows of cells below `header`
-        best, out = {m: _best(self.frame, m) for m in SHOWN}, []
-        for i, r in enumerate(self.frame.to_dict('records')):
-            numbers = [cell for m in SHOWN for cell in self._numbers(r, m, best[m][i])]
-            size = '' if math.isnan(r['n_parameters']) else f"{r['n_parameters']/1e6:.2f} M"
-            out.append([*(Cell(str(r[w])) for w in self.words), *numbers, Cell(str(r['seeds'] or '')), Cell(size),
-                        Cell(duration(r['seconds']))])
-        return out
+# %% ../../nbs/results/72_tables.ipynb #0482d2d8
+@patch
+def body(self:Table)->list[list[Cell]]: # rows of cells below `header`
+    best, out = {m: _best(self.frame, m) for m in SHOWN}, []
+    for i, r in enumerate(self.frame.to_dict('records')):
+        numbers = [cell for m in SHOWN for cell in self._numbers(r, m, best[m][i])]
+        size = '' if math.isnan(r['n_parameters']) else f"{r['n_parameters']/1e6:.2f} M"
+        out.append([*(Cell(str(r[w])) for w in self.words), *numbers, Cell(str(r['seeds'] or '')), Cell(size),
+                    Cell(duration(r['seconds']))])
+    return out
 
-    def by_dataset(self)->dict[str, list[list[Cell]]]:
-        "The rows of `body` under the name of their dataset."
-        rows = list(zip(self.frame.dataset, self.body()))
-        return {name: [row for d, row in rows if d == name] for name in self.frame.dataset.unique()}
+@patch
+def by_dataset(self:Table)->dict[str, list[list[Cell]]]:
+    "The rows of `body` under the name of their dataset."
+    rows = list(zip(self.frame.dataset, self.body()))
+    return {name: [row for d, row in rows if d == name] for name in self.frame.dataset.unique()}
 
 # %% ../../nbs/results/72_tables.ipynb #76db3b86
 def _md(text:str)->str:
@@ -408,6 +414,7 @@ def _before(claim:Claim, records:list[dict], on:str)->list[dict]: # per side, se
                          "so there is no change of a query's own")
     return _compared(then, records)[1]
 
+# %% ../../nbs/results/72_tables.ipynb #e5ae9274
 def judge(
     claim:Claim, # what is said
     records:list[dict], # from `load_records`
@@ -445,6 +452,7 @@ def deciding(statements:list[dict])->dict:
     whole = overall([c['verdict'] for c in statements])
     return min((c for c in statements if c['verdict'] == whole), key=lambda c: c['effect'])
 
+# %% ../../nbs/results/72_tables.ipynb #564b5bf0
 class Verdicts(list):
     "Judged claims, which render as a table."
     def by_claim(self)->dict[str, list[dict]]:
