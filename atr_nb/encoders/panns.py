@@ -76,7 +76,7 @@ class ConvEncoder(Encoder):
         if len(waveform) > 1 and (long or alone) or long and mask is not None: return self._one_by_one(waveform, mask)
         return self._in_windows(waveform) if long else self._whole(waveform, mask)
 
-# %% ../../nbs/encoders/20_panns.ipynb #9ffbb2c1
+# %% ../../nbs/encoders/20_panns.ipynb #e7d92ef4
 @patch
 def _whole(self:ConvEncoder, waveform, mask)->Encoded:
     lengths = None if mask is None or mask.all() else mask.sum(1)
