@@ -152,7 +152,7 @@ class Encoder(nn.Module):
         "Hash of everything that decides what the encoder computes; here: name, weights and buffers."
         return weights_hash(self.name, self)
 
-    def folded(self)->Encoder: return self # or a frozen copy that computes the same faster
+    def faster(self)->Encoder: return self # or a frozen copy that computes the same faster
 
     def stand_in(self)->Encoder:
         "What takes this encoder's place in a model, once its tokens are stored."

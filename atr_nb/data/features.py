@@ -67,12 +67,14 @@ def feature_facts(
     kind:str, # 'audio' or 'text'
     content:str, # hash of the sounds or of the captions
     encoder:Encoder,
-    dtype:str, # 'float16' or 'float32'
+    dtype:str, # of the stored numbers, 'float16' or 'float32'
     )->dict: # what determines the features, for a key and for people
     "Everything a cache entry depends on."
     front = dict(sample_rate=encoder.sample_rate, frame_seconds=encoder.frame_seconds)
+    precision = str(next((p.dtype for p in encoder.parameters()), torch.float32)).removeprefix('torch.')
     return dict(kind=kind, content=content, encoder=encoder.name, fingerprint=encoder.fingerprint(),
-        width=encoder.width, **front, dtype=dtype, code=code_hash('atr_nb.data.features', type(encoder)))
+        width=encoder.width, **front, precision=precision, dtype=dtype,
+        code=code_hash('atr_nb.data.features', type(encoder)))
 
 # %% ../../nbs/data/14_features.ipynb #e607c9fa
 def plan_batches(

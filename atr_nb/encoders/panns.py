@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from fastcore.basics import patch
 from ..data.audio import LogMel, SpecAugment
-from ..model import Encoded, Encoder
+from ..model import Encoded, Encoder, freeze
 
 # %% auto #0
 __all__ = ['FIELD', 'PASSED_OVER', 'hide', 'ConvBlock', 'ConvEncoder', 'Panns', 'Cnn10', 'Cnn14', 'BasicBlock', 'ResNet38',
-           'read_checkpoint', 'load_panns', 'fold', 'Winograd']
+           'read_checkpoint', 'load_panns']
 
 # %% ../../nbs/encoders/20_panns.ipynb #56bedc37
 def hide(
@@ -57,21 +57,11 @@ class ConvBlock(nn.Module):
 class ConvEncoder(Encoder):
     "A convolutional audio encoder. Subclasses give `spectrum`, `maps` and the facts."
     hop, stride = 0, 0 # samples from STFT frame to STFT frame, and how many of these make a token
-    is_folded, _fingerprint = False, None
     window_seconds = 60. # longer clips are encoded in pieces, except in training
+    clip_by_clip = False # does a CPU take the clips of a batch one by one?
 
     @property
     def frame_seconds(self)->float: return self.stride * self.hop / self.sample_rate # from token to token
-    def fingerprint(self)->str: return self._fingerprint or super().fingerprint()
-
-    def folded(self)->ConvEncoder: # a frozen copy that computes the same faster (last section of this page)
-        fast = fold(copy.deepcopy(self).eval())
-        fast.is_folded, fast._fingerprint = True, self.fingerprint()
-        return fast
-
-    def _one_by_one(self, waveform, mask)->Encoded:
-        lengths = [waveform.shape[1]] * len(waveform) if mask is None else mask.sum(1).tolist()
-        return Encoded.cat([self(row[None, :n]) for row, n in zip(waveform, lengths)])
 
     def spectrum(self, waveform, lengths)->Tensor: raise NotImplementedError # (B, 1, STFT frames, bands)
     def maps(self, x, steps)->tuple[list[Tensor],Tensor|None]: # each block's (B, C, T, F); steps of the last
@@ -82,23 +72,30 @@ class ConvEncoder(Encoder):
         mask:Tensor|None=None, # True where valid (B, samples); padding stands at the end
         )->Encoded: # tokens (B, T, width)
         long = not self.training and waveform.shape[1] > self.window_seconds * self.sample_rate
-        alone = self.is_folded and waveform.device.type == 'cpu'
+        alone = self.clip_by_clip and waveform.device.type == 'cpu'
         if len(waveform) > 1 and (long or alone) or long and mask is not None: return self._one_by_one(waveform, mask)
         return self._in_windows(waveform) if long else self._whole(waveform, mask)
 
-    def _whole(self, waveform, mask)->Encoded:
-        lengths = None if mask is None or mask.all() else mask.sum(1)
-        if lengths is not None: waveform = waveform * mask
-        least = (self.stride - 1) * self.hop # samples that fill one token
-        waveform = F.pad(waveform, (0, max(0, least - waveform.shape[1])))
-        if lengths is not None: lengths = lengths.clamp(min=least)
-        steps = None if lengths is None else 1 + lengths // self.hop
-        maps, steps = self.maps(hide(self.spectrum(waveform, lengths), steps), steps)
-        levels = tuple(m.mean(3).transpose(1, 2) for m in maps)
-        tokens = levels[-1]
-        if steps is None: steps = torch.full((len(tokens),), tokens.shape[1], device=tokens.device)
-        mask = torch.arange(tokens.shape[1], device=tokens.device) < steps[:, None]
-        return Encoded(self.pool(tokens, mask), tokens, mask, levels)
+# %% ../../nbs/encoders/20_panns.ipynb #e7d92ef4
+@patch
+def _whole(self:ConvEncoder, waveform, mask)->Encoded:
+    lengths = None if mask is None or mask.all() else mask.sum(1)
+    if lengths is not None: waveform = waveform * mask
+    least = (self.stride - 1) * self.hop # samples that fill one token
+    waveform = F.pad(waveform, (0, max(0, least - waveform.shape[1])))
+    if lengths is not None: lengths = lengths.clamp(min=least)
+    steps = None if lengths is None else 1 + lengths // self.hop
+    maps, steps = self.maps(hide(self.spectrum(waveform, lengths), steps), steps)
+    levels = tuple(m.mean(3).transpose(1, 2) for m in maps)
+    tokens = levels[-1]
+    if steps is None: steps = torch.full((len(tokens),), tokens.shape[1], device=tokens.device)
+    mask = torch.arange(tokens.shape[1], device=tokens.device) < steps[:, None]
+    return Encoded(self.pool(tokens, mask), tokens, mask, levels)
+
+@patch
+def _one_by_one(self:ConvEncoder, waveform, mask)->Encoded:
+    lengths = [waveform.shape[1]] * len(waveform) if mask is None else mask.sum(1).tolist()
+    return Encoded.cat([self(row[None, :n]) for row, n in zip(waveform, lengths)])
 
 # %% ../../nbs/encoders/20_panns.ipynb #9e503c76
 FIELD = 12 # tokens that a token may hear to either side
@@ -113,6 +110,7 @@ def _join(parts:list[Encoded], cuts:list[tuple[int, int|None]]
         return torch.cat([of(e)[:, a*ratio:None if b is None else b*ratio] for e, (a, b) in zip(parts, cuts)], 1)
     return row(lambda e: e.tokens), tuple(row(lambda e, k=k: e.levels[k]) for k in range(len(parts[0].levels)))
 
+@patch
 def _in_windows(self:ConvEncoder, waveform:Tensor)->Encoded: # one clip (1, samples)
     step = self.stride * self.hop # samples from token to token
     core = max(1, round(self.window_seconds * self.sample_rate / step)) # tokens of a piece
@@ -126,8 +124,6 @@ def _in_windows(self:ConvEncoder, waveform:Tensor)->Encoded: # one clip (1, samp
     tokens, levels = _join(parts, cuts)
     mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
     return Encoded(self.pool(tokens, mask), tokens, mask, levels)
-
-ConvEncoder._in_windows = _in_windows
 
 # %% ../../nbs/encoders/20_panns.ipynb #632afe81
 class Panns(ConvEncoder):
@@ -263,48 +259,9 @@ def load_panns(
     return model.eval()
 
 # %% ../../nbs/encoders/20_panns.ipynb #699ce5b0
-def fold(
-    module:nn.Module, # a network in eval mode, changed in place
-    )->nn.Module: # the same function in fewer steps; it can no longer be trained
-    "Fold every BatchNorm into the convolution it follows, and use Winograd's algorithm for the 3x3 ones."
-    for parent in list(module.modules()):
-        for (name, conv), (after, bn) in list(pairwise(parent.named_children())):
-            if isinstance(conv, nn.Conv2d) and isinstance(bn, nn.BatchNorm2d):
-                conv = fuse_conv_bn_eval(conv, bn)
-                setattr(parent, name, Winograd(conv) if Winograd.fits(conv) else conv)
-                setattr(parent, after, nn.Identity())
-    return module.requires_grad_(False)
-
-# %% ../../nbs/encoders/20_panns.ipynb #df7e7cbb
-def _matrix(rows:str)->Tensor:
-    return torch.tensor([[float(v) for v in r.split()] for r in rows.split('/')], dtype=torch.float64)
-
-class Winograd(nn.Module):
-    "A frozen 3x3 convolution with a quarter of the multiplications, for the CPU."
-    AT = _matrix('1 1 1 1 1 0/0 1 -1 2 -2 0/0 1 1 4 4 0/0 1 -1 8 -8 1')
-    BT = _matrix('4 0 -5 0 1 0/0 -4 -4 1 1 0/0 4 -4 -1 1 0/0 -2 -1 2 1 0/0 2 -1 -2 1 0/0 4 0 -5 0 1')
-    G = _matrix('6 0 0/-4 -4 -4/-4 4 -4/1 2 4/1 -2 4/0 0 24') / 24
-
-    @staticmethod
-    def fits(conv:nn.Conv2d)->bool: # smaller ones gain nothing, larger ones would need too much memory
-        return (conv.kernel_size == (3, 3) and conv.padding == (1, 1) and conv.in_channels >= 64
-                and conv.in_channels * conv.out_channels <= 512**2)
-
-    def __init__(self, conv:nn.Conv2d):
-        super().__init__()
-        self.conv = conv
-        kernel = torch.einsum('ai,oxij,bj->abxo', self.G, conv.weight.double(), self.G).flatten(0, 1)
-        for k, v in dict(kernel=kernel, at=self.AT, bt=self.BT).items():
-            self.register_buffer(k, v.float().contiguous(), persistent=False)
-
-    def forward(self, x:Tensor)->Tensor: # (B, inputs, T, F) -> (B, outputs, T, F)
-        if x.device.type != 'cpu' or x.dtype != torch.float32: return self.conv(x)
-        B, C, T, bands = x.shape
-        h, w = -(-T // 4), -(-bands // 4) # tiles in time and in frequency
-        x = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 4*w - bands + 1, 1, 4*h - T + 1))
-        x = self.bt @ x.unfold(1, 6, 4).movedim(-1, 2).flatten(3)                       # along time
-        x = self.bt @ x.unflatten(3, (-1, C)).unfold(3, 6, 4).movedim(-1, 4)            # along frequency
-        x = x.permute(2, 4, 0, 1, 3, 5).reshape(36, -1, C) @ self.kernel                # between channels
-        x = self.at @ (self.at @ x.view(6, -1)).view(4, 6, -1)                          # back
-        x = x.view(4, 4, B, h, w, -1).permute(2, 3, 0, 4, 1, 5).reshape(B, 4*h, 4*w, -1)[:, :T, :bands]
-        return x.permute(0, 3, 1, 2) + self.conv.bias[:, None, None]
+@patch
+def faster(self:ConvEncoder)->ConvEncoder:
+    "A frozen copy that computes the same faster on a CPU."
+    copied = freeze(copy.deepcopy(self)).to(memory_format=torch.channels_last)
+    copied.clip_by_clip = True
+    return copied

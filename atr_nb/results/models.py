@@ -176,7 +176,7 @@ class Retriever(ModelHubMixin, library_name='atr_nb', license='apache-2.0', lang
     @cached_property
     def audio(self)->Encoder: # as fast as it gets, where it is frozen
         "The encoder of sound."
-        return self._open('audio').folded().to(self.device).eval()
+        return self._open('audio').faster().to(self.device).eval()
 
     @cached_property
     def text(self)->Encoder: return self._open('text').to(self.device).eval()

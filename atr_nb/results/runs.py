@@ -103,7 +103,7 @@ def open_pairs(self:Workbench, clips:Clips)->Pairs:
     (audio, text), s = self.encoders, self.settings
     check_lengths(clips, audio)
     if s.finetune: inputs = Waveforms(clips, audio.sample_rate), Tokens(clips.flat_captions, text)
-    else: inputs = (audio_features(clips, audio.folded(), s.cache, device=self.device, force=s.force),
+    else: inputs = (audio_features(clips, audio.faster(), s.cache, device=self.device, force=s.force),
                     text_features(clips.flat_captions, text, s.cache, device=self.device, force=s.force))
     return Pairs(*inputs, clips.clip_of_caption, clips)
 
