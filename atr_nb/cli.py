@@ -11,7 +11,8 @@ import atr_nb
 import errno, hashlib, json, os, re, signal, subprocess, sys, textwrap, time
 from .notebooks import about, read_notebook
 from .pages import readme, refresh
-from .settings import OWN, WITHOUT_EFFECT, Settings, find_ini, load, profiles, suggest, word
+from .settings import OWN, WITHOUT_EFFECT, Settings, find_ini, load, profiles
+from .words import one_of, word
 
 # %% auto #0
 __all__ = ['notebooks', 'choose', 'Progress', 'tables', 'tidy', 'alone', 'execute', 'parameters', 'told', 'reproduce', 'report',
@@ -33,7 +34,7 @@ def choose(
     named = [n.strip() for n in names.split(',') if n.strip()]
     chosen = [n for n, file in found.items() if about(file).paper] if named == ['all'] else named
     for name in chosen:
-        if name not in found: raise ValueError(f'unknown paper {name!r}{suggest(name, list(found))}')
+        one_of('paper', name, found)
     if not chosen: raise ValueError(f'no paper to reproduce; there are: {", ".join(found) or "no notebooks at all"}')
     return list(dict.fromkeys(chosen))
 

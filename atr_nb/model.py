@@ -10,6 +10,7 @@ import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
 from .files import weights_hash
+from .words import one_of
 
 # %% auto #0
 __all__ = ['mask_of', 'fill_padding', 'pool_tokens', 'masked_softmax', 'positions', 'Encoded', 'unit', 'Encoder', 'Precomputed',
@@ -38,8 +39,7 @@ def pool_tokens(
     )->Tensor: # one vector per row (B, d)
     "Summarise each row's valid tokens; a row without any is pooled to zeros. [ancestor: PANNs, Mei et al. 2022]"
     if how == 'cls': return tokens[:, 0]
-    if how not in ('mean', 'max', 'mean+max'):
-        raise ValueError(f"pool_tokens: how={how!r} is unknown; use 'mean+max', 'mean', 'max' or 'cls'")
+    one_of('pool_tokens: how', how, ('mean+max', 'mean', 'max', 'cls'))
     m = mask_of(tokens, mask)
     mean = lambda: fill_padding(tokens, m).sum(1) / m.sum(1, keepdim=True).clamp(min=1)
     peak = lambda: fill_padding(tokens, m, float('-inf')).amax(1).masked_fill(~m.any(1, keepdim=True), 0)

@@ -6,21 +6,18 @@
 from __future__ import annotations
 from configparser import ConfigParser, Error as IniError
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from math import isfinite
 from pathlib import Path
 from types import ModuleType
 from typing import get_args, get_origin, get_type_hints
 import os, re
+from .words import one_of, word
 
 # %% auto #0
-__all__ = ['WITHOUT_EFFECT', 'OWN', 'word', 'Settings', 'suggest', 'find_ini', 'profiles', 'load', 'from_parameters']
+__all__ = ['WITHOUT_EFFECT', 'OWN', 'Settings', 'find_ini', 'profiles', 'load', 'from_parameters']
 
 # %% ../nbs/00_settings.ipynb #e24960db
 WITHOUT_EFFECT = 'force', 'jobs', 'methods' # settings that cannot change a run's numbers
-
-def word(value)->str: # of a value, for tables and groups
-    return ', '.join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 class _Shown:
     "How settings are told: as plain values, on one line, or as a table."
@@ -161,11 +158,6 @@ def _own_folders(datasets:tuple[str,...], root:Path)->dict: # the settings `data
     return dict(datasets=tuple(names), folders=folders)
 
 # %% ../nbs/00_settings.ipynb #e52843e9
-def suggest(name:str, known:list[str])->str:
-    "The end of an error message: the nearest known name, and all of them"
-    close = get_close_matches(str(name), known, 1, 0.5)
-    return (f'; did you mean {close[0]}?' if close else ';') + f' Known: {", ".join(known)}'
-
 def find_ini()->Path: # the settings.ini in the working directory or the nearest folder above it
     for folder in (here := Path.cwd(), *here.parents):
         if (folder/'settings.ini').is_file(): return folder/'settings.ini'
@@ -181,8 +173,7 @@ def profiles(ini:Path|None=None # default: the one `find_ini` finds
     found = {name: dict(parser[name]) for name in parser.sections()}
     known = [k for k in _types if k != 'profile']
     for name, section in (('DEFAULT', parser.defaults()), *found.items()):
-        for key in section:
-            if key not in known: raise ValueError(f'{ini} [{name}]: unknown key {key}{suggest(key, known)}')
+        for key in section: one_of(f'{ini} [{name}]: key', key, known)
     return found
 
 # %% ../nbs/00_settings.ipynb #e814072e
@@ -194,10 +185,8 @@ def load(
     ini = find_ini()
     root, found = ini.parent, profiles(ini)
     profile = Settings.profile if profile is None else profile
-    if not isinstance(profile, str) or profile not in found:
-        raise ValueError(f'unknown profile {profile!r}{suggest(profile, list(found))}')
-    for key in overrides:
-        if key not in _types: raise ValueError(f'unknown parameter {key!r}{suggest(key, list(_types))}')
+    one_of('profile', profile, found)
+    for key in overrides: one_of('parameter', key, _types)
     values = {k: _checked(k, getattr(Settings, k), root) for k in ('cache', 'runs', 'data', 'out')}
     values |= {k: _checked(k, v, root, f'{ini} [{profile}]: ') for k, v in found[profile].items()}
     for k, name in (('cache', 'ATR_NB_CACHE'), ('runs', 'ATR_NB_RUNS')):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from ..model import Encoded, fill_padding, mask_of, masked_softmax, pool_tokens
+from ..words import one_of
 
 # %% auto #0
 __all__ = ['WAYS', 'cross_attention']
@@ -34,8 +35,7 @@ def cross_attention(
     asking:str='frames', # 'frames' collect from words, 'words' from frames, or the mean of 'both'; ancestor: frames
     )->Tensor: # (A, C), between -1 and 1
     "SCAN's similarity. ValueError for an unknown way. [ancestor: HAT, after SCAN]"
-    if asking not in WAYS:
-        raise ValueError(f'cross_attention: asking={asking!r} is unknown; use one of {", ".join(WAYS)}')
+    one_of('cross_attention: asking', asking, WAYS)
     if asking == 'frames': return _collected(audio, text, smooth)
     if asking == 'words': return _collected(text, audio, smooth).T
     return (_collected(audio, text, smooth) + _collected(text, audio, smooth).T) / 2

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn, Tensor
 from ..model import mask_of, masked_softmax, pool_tokens, positions
+from ..words import one_of
 
 # %% auto #0
 __all__ = ['POOLINGS', 'FixedPool', 'AttentionPool', 'GPO', 'pooling', 'drop_tokens', 'SizeAugmented']
@@ -86,7 +87,7 @@ def pooling(
     width:int, # of the tokens
     )->nn.Module: # (tokens (B, T, d), mask (B, T)) -> (B, d)
     "A pooling by its name."
-    if how not in POOLINGS: raise ValueError(f"pooling {how!r} is unknown; use one of {', '.join(POOLINGS)}")
+    one_of('pooling', how, POOLINGS)
     return GPO() if how == 'gpo' else AttentionPool(width) if how == 'attention' else FixedPool(how)
 
 # %% ../../nbs/alignment/30_pooling.ipynb #7b5e74ec

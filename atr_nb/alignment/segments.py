@@ -9,6 +9,7 @@ from torch import nn, Tensor
 from torch.nn import functional as F
 from ..encoders.tower import Reader
 from ..model import mask_of
+from ..words import one_of
 
 # %% auto #0
 __all__ = ['GROUPINGS', 'density_peaks', 'merge_clusters', 'Grouping']
@@ -74,7 +75,7 @@ class Grouping(nn.Module):
         size:int=4, # tokens in a group: exactly, or on average in clusters
         ):
         super().__init__()
-        if how not in GROUPINGS: raise ValueError(f"Grouping: {how!r} is unknown; use one of {', '.join(GROUPINGS)}")
+        one_of('Grouping: how', how, GROUPINGS)
         if size < 1:
             raise ValueError(f'Grouping: size={size}, so more groups than tokens; a group needs at least one token')
         self.how, self.size = how, size

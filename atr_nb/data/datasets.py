@@ -20,6 +20,7 @@ from .audio import AudioError, decode, file_duration
 from atr_nb.data.folders import (AUDIO_SUFFIXES, LONGEST, Span, drawn_split, part_name, sounds_in, take, usual_split,
     windows)
 from ..files import code_hash, digest, hash_json, intact, load_json, save_json
+from ..words import one_of
 
 # %% auto #0
 __all__ = ['SPLITS', 'MEI_SIZES', 'CLOTHO_SPLITS', 'check_clips', 'Clips', 'Part', 'read_table', 'caption_columns',
@@ -336,8 +337,7 @@ class Listed(Files):
         missing:str='error', # 'error' or 'skip' clips that are not on disk
         **length, # `seconds` and `pad` of `Files`
         ):
-        if missing not in ('error','skip'):
-            raise ValueError(f"{name}: missing={missing!r} is unknown; use 'error' or 'skip'")
+        one_of(f'{name}: missing', missing, ('error', 'skip'))
         found = audio_files(folders)
         paths = [next((found[n] for n in names if n in found), None) for _, _, names in rows]
         self.missing = [id for (id, _, _), p in zip(rows, paths) if p is None]

@@ -15,6 +15,7 @@ from .audio import decode
 from .captions import normalise
 from .datasets import SPLITS, Clips
 from ..files import hash_file, hash_json
+from ..words import one_of
 
 # %% auto #0
 __all__ = ['Slot', 'Description', 'LEXICON', 'KINDS', 'TEXTURES', 'TIMES', 'PLACES', 'FORMS', 'FAMILY', 'CONTENT', 'STRUCTURE',
@@ -385,8 +386,8 @@ class Scenes(Clips):
         size:int, # number of scenes; in 'val' and 'test' rounded down to whole families of eight
         seed:int=0, # another seed, another dataset
         ):
-        if form not in FORMS: raise ValueError(f"Scenes: form={form!r} is unknown; use one of {list(FORMS)}")
-        if split not in SPLITS: raise ValueError(f"Scenes: split={split!r} is unknown; use one of {list(SPLITS)}")
+        one_of('Scenes: form', form, FORMS)
+        one_of('Scenes: split', split, SPLITS)
         self.form, self.seed, self._split = form, seed, split
         if split == 'train': members = [('', self._train_description(i, split)) for i in range(size)]
         else: members = self._families(size // FAMILY, split)

@@ -17,6 +17,7 @@ from transformers.utils import logging
 from ..data.captions import normalise
 from ..files import config_facts, hash_json, weights_hash
 from ..model import Encoded, Encoder
+from ..words import one_of
 
 # %% auto #0
 __all__ = ['minilm_folder', 'load_bert', 'TextEncoder']
@@ -72,8 +73,7 @@ class TextEncoder(Encoder):
             self.tokenizer = AutoTokenizer.from_pretrained(minilm_folder(), local_files_only=True)
         else: self.model, self.tokenizer = load_bert(source, dropout)
         self.how = pool or ('cls' if self.name.startswith('bert') else 'mean')
-        if self.how not in ('mean', 'cls'):
-            raise ValueError(f"TextEncoder: pool={pool!r} is unknown; use 'mean' or 'cls'")
+        one_of('TextEncoder: pool', self.how, ('mean', 'cls'))
         self.width = self.model.config.hidden_size
         self.level_widths = (self.width,) * self.model.config.num_hidden_layers # of the outputs of its layers
         self.longest = min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings) # in tokens

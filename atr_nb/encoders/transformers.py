@@ -14,6 +14,7 @@ from transformers import ASTConfig, ASTModel, AutoConfig, ClapAudioConfig, ClapA
 from ..data.audio import LogMel
 from ..files import code_hash, config_facts, hash_json, weights_hash
 from ..model import Encoded, Encoder, Precomputed
+from ..words import one_of
 
 # %% auto #0
 __all__ = ['PatchEncoder', 'ClapMel', 'Htsat', 'Ast', 'SideBySide', 'StoredBlocks']
@@ -26,9 +27,7 @@ class PatchEncoder(Encoder):
 
     def __init__(self, longer:str='refuse'): # 'refuse' clips beyond the length it takes, or hear them in 'windows'
         super().__init__()
-        if longer not in ('refuse', 'windows'):
-            raise ValueError(f"{self.name}: longer={longer!r} is unknown; use 'refuse' or 'windows'")
-        self.longer = longer
+        self.longer = one_of(f'{self.name}: longer', longer, ('refuse', 'windows'))
 
     @property
     def frame_seconds(self)->float: return self.step / self.sample_rate # from token to token

@@ -4,11 +4,11 @@
 
 # %% ../../nbs/methods/59_init.ipynb #c04ed69f
 from __future__ import annotations
-from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 import inspect, pkgutil
 import atr_nb
+from ..words import one_of
 
 # %% auto #0
 __all__ = ['names', 'create']
@@ -20,11 +20,6 @@ def names()->list[str]:
                   if not m.name.startswith('_'))
 
 # %% ../../nbs/methods/59_init.ipynb #1f8c80d7
-def _unknown(what, name, known):
-    close = get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ''
-    return ValueError(f"{what} {name!r} is unknown; {hint}There is: {', '.join(known)}")
-
 def create(
     name:str, # one of `names()`
     audio, # audio encoder: a module with `width`, called as encoder(x, mask) -> Encoded
@@ -32,9 +27,8 @@ def create(
     **options, # of the method's class: joint width, loss, temperature, ...
     ): # a RetrievalModel
     "Build a method. An unknown method or option raises a ValueError that lists the known ones."
-    if name not in names(): raise _unknown('method', name, names())
+    one_of('method', name, names())
     method = import_module(f'atr_nb.methods.{name}').Method
     known = [p for p in inspect.signature(method).parameters if p not in ('audio', 'text')]
-    for option in options:
-        if option not in known: raise _unknown(f'{name}: option', option, known)
+    for option in options: one_of(f'{name}: option', option, known)
     return method(audio, text, **options)

@@ -12,6 +12,7 @@ from ..alignment.tokens import late_interaction
 from ..encoders.tower import Tower, TwoTower
 from ..model import Encoded, Encoder, unit
 from ..training.losses import LOSSES
+from ..words import one_of
 
 # %% auto #0
 __all__ = ['Method', 'cosine', 'Baseline']
@@ -42,8 +43,7 @@ class Baseline(TwoTower):
         stride:int=1, # neighbouring frames averaged into one in front of these
         aggregation:str|None=None, # of `POOLINGS`, behind the heads; None: the encoders' own in front, as in the paper
         ):
-        if interaction not in ('clip', 'token'):
-            raise ValueError(f"interaction={interaction!r} is unknown; use 'clip' or 'token'")
+        one_of('interaction', interaction, ('clip', 'token'))
         def tower(encoder:Encoder, stride:int)->Tower:
             pool = pooling(aggregation, width) if aggregation else None
             return Tower(encoder, width, context=context, tokens=interaction == 'token', pool=pool, stride=stride)

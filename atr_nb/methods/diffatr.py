@@ -19,6 +19,7 @@ from . import create
 from ..model import Encoded, Encoder, RetrievalModel, mask_of, masked_softmax, positions, unit
 from ..training.losses import named
 from ..training.recipe import Recipe, Stage
+from ..words import one_of
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'WAYS', 'LOSSES', 'PREDICTS', 'REPRESENTS', 'Method', 'PAIRS', 'REGIMES', 'noise_schedule', 'pool_frames',
@@ -36,7 +37,7 @@ def noise_schedule(
     )->DDIMScheduler:
     "How much noise there is at each level, and the way back. [ancestor]"
     _refuse(levels >= 1, f'levels={levels}, but there must be one level of noise at least')
-    _refuse(name in SCHEDULES, f"schedule={name!r} is unknown; use one of {', '.join(SCHEDULES)}")
+    one_of('DiffATR: schedule', name, SCHEDULES)
     scale = 1000 / levels # the linear schedule is defined for a thousand levels
     return DDIMScheduler(levels, 1e-4 * scale, min(.02 * scale, .999), SCHEDULES[name], prediction_type='sample',
                          clip_sample=True, timestep_spacing='trailing')
@@ -150,7 +151,7 @@ def _check_origin(model:nn.Module, state:dict, prefix:str, *_)->None:
 def _check_options(base:str, represent:str, predicts:str, above_zero:tuple, candidates:int|None)->None:
     _refuse(base != 'diffatr', "base='diffatr': it cannot stand on itself; use another method")
     for what, value, known in (('represent', represent, REPRESENTS), ('predicts', predicts, PREDICTS)):
-        _refuse(value in known, f"{what}={value!r} is unknown; use one of {', '.join(known)}")
+        one_of(f'DiffATR: {what}', value, known)
     _refuse(min(above_zero) > 0, 'temperatures and sharpness must be above 0')
     _refuse(candidates is None or candidates > 0, f'candidates={candidates}, but one is needed; None takes all')
 
@@ -356,7 +357,7 @@ def diffatr_recipe(
     share:float=.5, # of the first stage in the epochs, where there are two
     )->Recipe:
     "The same recipe in the stages of a regime. [ancestor: two stages; the others inferred]"
-    _refuse(regime in REGIMES, f"regime={regime!r} is unknown; use one of {', '.join(REGIMES)}")
+    one_of('DiffATR: regime', regime, REGIMES)
     _refuse(len(recipe.stages) == 1, f'a recipe of {len(recipe.stages)} stages; give one of a single stage')
     _refuse((model.losses == ('generation',)) == (regime == 'generation'),
             f"regime={regime!r} does not train by {model.losses}; "

@@ -14,6 +14,7 @@ from ..alignment.tokens import clip_sentence, late_interaction
 from ..encoders.tower import Context, TwoTower, merge_tokens
 from ..model import Encoded, Encoder, fill_padding, mask_of, unit
 from ..training.losses import named, nt_xent, score_of
+from ..words import one_of
 
 # %% auto #0
 __all__ = ['DEPTHS', 'ALIGNMENTS', 'CONFIDENCES', 'Method', 'AT_A_TIME', 'depths_of', 'DepthTower', 'THA']
@@ -110,7 +111,7 @@ class THA(TwoTower):
         _refuse(guide_temperature > 0, f'guide_temperature={guide_temperature}, but it must be above 0')
         for what, value, known in (('align', align, ALIGNMENTS), ('pairs', pairs, ('same', 'all')),
                                    ('confidence', confidence, CONFIDENCES)):
-            _refuse(value in known, f'{what}={value!r} is unknown; use one of {", ".join(known)}')
+            one_of(f'THA: {what}', value, known)
         _check_factors(factors, width)
         _check_blocks(audio, text, stride)
         aligned = named('THA', 'level', levels, DEPTHS) if levels else ()

@@ -14,7 +14,8 @@ from fastcore.basics import patch
 from ..files import Damaged, sealed, unsealed, write_file
 from ..methods import names
 from .runs import TRIAL, Lab, Workbench
-from ..settings import Settings, word
+from ..settings import Settings
+from ..words import word
 
 # %% auto #0
 __all__ = ['REPORTS', 'choices_of', 'declaring', 'first_written', 'draw', 'as_row', 'try_all', 'Search', 'scores', 'marginals',

@@ -9,7 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from shlex import quote
 from ..methods import names
-from ..settings import Settings, suggest
+from ..settings import Settings
+from ..words import one_of
 
 # %% auto #0
 __all__ = ['TRANSFORMERS', 'FEWEST', 'TABLES', 'split_size', 'open_split', 'open_audio', 'open_encoders', 'check_lengths',
@@ -156,8 +157,7 @@ def _check_text_encoder(settings:Settings)->None:
 
 # %% ../../nbs/results/69_opening.ipynb #dd9efc8a
 def _check_methods(settings:Settings)->None:
-    for name in settings.methods:
-        if name not in names(): raise ValueError(f'methods: {name!r} is unknown{suggest(name, names())}')
+    for name in settings.methods: one_of('method', name, names())
 
 def _check_transformer(settings:Settings)->None: # one for sound
     if settings.audio_encoder not in TRANSFORMERS: return

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from ..data.batches import Pairs
+from ..words import one_of
 
 # %% auto #0
 __all__ = ['ancillary', 'in_batch', 'grow', 'mine', 'batches_figure', 'share_with_twin', 'Ancillary', 'MinedBatches', 'samplers']
@@ -25,8 +26,7 @@ def ancillary(
     )->Tensor: # unit vectors, one per training sample (captions, d)
     """What the batches are mined from. ValueError for vectors that are not finite or have no direction.
     [paper; which of the two: inferred]"""
-    if which not in ('audio', 'text', 'both'):
-        raise ValueError(f"ancillary: which={which!r} is unknown; use 'audio', 'text' or 'both'")
+    one_of('ancillary: which', which, ('audio', 'text', 'both'))
     parts = {'audio': audio[clip_of_caption], 'text': text}
     vectors = sum(F.normalize(parts[w].float(), dim=1) for w in parts if which in (w, 'both'))
     good = vectors.isfinite().all(1) & (vectors.norm(dim=1) > 1e-6)
@@ -166,9 +166,7 @@ class MinedBatches:
         guard:float|None=0.95, # no two samples of a batch with a higher cosine; None: no such rule
         clip_of_caption:Tensor|None=None, # the clip of each sample (n,): no two of the same in a batch
         ):
-        if how not in ('easy', 'hard'):
-            raise ValueError(f"MinedBatches: how={how!r} is unknown; "
-                             "use 'easy' or 'hard', and RandomBatches for random ones")
+        one_of('MinedBatches: how', how, ('easy', 'hard'))
         if batch_size < 2:
             raise ValueError(f"MinedBatches: batch_size={batch_size}; a batch of one has nothing to be compared with")
         if len(vectors) < batch_size:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 import torch
 from torch import Tensor
+from ..words import one_of
 
 # %% auto #0
 __all__ = ['LOSSES', 'nt_xent', 'triplet_sum', 'triplet_max', 'triplet_weighted', 'named', 'score_of', 'nt_xent_of']
@@ -105,9 +106,7 @@ def named(
     )->tuple: # the names given
     "At least one name, and each of them one that there is. ValueError for others."
     if not given: raise ValueError(f"{method}: no {what}; name at least one of {', '.join(there)}")
-    for name in given:
-        if name not in there: raise ValueError(f"{method}: {what} {name!r} is unknown; there is: {', '.join(there)}")
-    return tuple(given)
+    return tuple(one_of(f'{method}: {what}', name, there) for name in given)
 
 def score_of(
     levels:dict[str, Tensor], # name -> similarities
