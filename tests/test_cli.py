@@ -51,11 +51,11 @@ def test_all_is_every_paper(paper):
 
 
 @pytest.mark.parametrize('options, told', [
-    (['--papers', 'basline'], "unknown paper 'basline'; did you mean baseline? Known: baseline"),
-    (['--papers', 'mgrl'], "unknown paper 'mgrl'; Known: baseline"),
+    (['--papers', 'basline'], "paper 'basline' is unknown; did you mean baseline? Known: baseline"),
+    (['--papers', 'mgrl'], "paper 'mgrl' is unknown; known: baseline"),
     (['--papers', ','], 'no paper to reproduce; there are: baseline'),
-    (['--profile', 'smoek'], "unknown profile 'smoek'; did you mean smoke?"),
-    (['--set', 'epohcs=3'], "unknown parameter 'epohcs'; did you mean epochs?"),
+    (['--profile', 'smoek'], "profile 'smoek' is unknown; did you mean smoke?"),
+    (['--set', 'epohcs=3'], "parameter 'epohcs' is unknown; did you mean epochs?"),
     (['--set', 'epochs=many'], "epochs='many' will not do; expected a whole number"),
     (['--set', 'epochs'], '--set epochs: expected KEY=VALUE'),
     (['--seeds', ''], "seeds='' will not do"),
@@ -157,7 +157,7 @@ def test_by_hand_gives_the_same(paper, project):
 def test_a_misspelt_papermill_parameter_stops_the_notebook(paper):
     path = paper('baseline', '1')
     r = subprocess.run([str(Path(sys.executable).with_name('papermill')), str(path), 'out.ipynb', '-p', 'profle', 'smoke', '--no-progress-bar'], capture_output=True, text=True)
-    assert r.returncode and "unknown parameter 'profle'; did you mean profile?" in r.stderr
+    assert r.returncode and "parameter 'profle' is unknown; did you mean profile?" in r.stderr
 
 
 def test_goes_on_after_a_failure(paper, project, capsys):

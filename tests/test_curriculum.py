@@ -243,7 +243,7 @@ def test_a_batch_larger_than_the_data_is_told_and_its_claim_not_judged(captions,
     lab = SimpleNamespace(ablate=lambda table, rows, datasets: made.update(rows), judge=claims.extend)
     rows = dict.fromkeys(f'{row}, pre-trained' for row in ('baseline', '3CMLF without CHM', '3CMLF with CHM'))
     sizes = {'small': dict(captions=captions), 'large': dict(captions=1000)}
-    world = dict(sizes=sizes, benches={'pre-trained': lab}, lab=lab, rows=rows,
+    world = dict(sizes=sizes, setups={'pre-trained': lab}, lab=lab, rows=rows,
                  settings=SimpleNamespace(datasets=('small', 'large')), curriculum=lambda start, batch_size: batch_size,
                  Claim=Claim, Markdown=str, display=said.append)
     for source in chosen: exec(source, world)

@@ -24,7 +24,7 @@ from atr_nb.training.curriculum import MinedBatches
 from atr_nb.training.recipe import Recipe, Stage
 
 ROOT = Path(__file__).resolve().parent.parent
-SOUND = 'data.audio data.folders data.datasets data.scenes'.split()
+SOUND = 'words data.audio data.folders data.datasets data.scenes'.split()
 FEATURES = SOUND + 'data.features encoders.panns encoders.aisfx model'.split()
 WORDS = 'data.features data.captions encoders.text model'.split()
 parsed = files._module.__wrapped__
@@ -57,8 +57,8 @@ def keys(parts):
     "The keys of a manifest, of features of sound and of words, and of a run"
     scenes, ear, voice = parts
     for name in ('manifest_hash', 'sound_hash'): vars(scenes).pop(name, None)
-    bench = SimpleNamespace(settings=replace(load('smoke'), root=ROOT), fingerprints=(ear.fingerprint(), voice.fingerprint()), clips=lambda dataset, split: scenes, device=torch.device('cpu'))
-    identity = runs._identity(bench, 'scenes-sparse', 'mgrl', {}, Recipe(Stage(1)), 0, {'hard': object.__new__(MinedBatches)}, {})
+    setup = SimpleNamespace(settings=replace(load('smoke'), root=ROOT), fingerprints=(ear.fingerprint(), voice.fingerprint()), clips=lambda dataset, split: scenes, device=torch.device('cpu'))
+    identity = runs._identity(setup, 'scenes-sparse', 'mgrl', {}, Recipe(Stage(1)), 0, {'hard': object.__new__(MinedBatches)}, {})
     return dict(manifest=scenes.manifest_hash, sound=hash_json(feature_facts('audio', scenes.sound_hash, ear, 'float16')),
                 words=hash_json(feature_facts('text', 'captions', voice, 'float16')), run=runs.run_name(identity))
 

@@ -13,7 +13,7 @@ from atr_nb import cli
 from atr_nb.data.datasets import AudioCaps, Clotho
 from atr_nb.encoders.panns import Cnn10, load_panns
 from atr_nb.results.opening import TABLES, check
-from atr_nb.results.runs import Workbench
+from atr_nb.results.runs import Setup
 from atr_nb.settings import load
 from atr_nb.training import trainer
 
@@ -168,13 +168,13 @@ def transformers(tmp_path_factory):
 @pytest.mark.parametrize('name', ['htsat', 'ast'])
 @pytest.mark.parametrize('finetune', [False, True])
 def test_a_transformer_for_sound(project, transformers, name, finetune):
-    bench = Workbench(load(datasets='scenes-sparse', text_encoder='tiny', audio_encoder=name, audio_weights=transformers/name, finetune=finetune))
-    model = bench.model('baseline', {}, 0).eval()
-    b = bench.pairs('scenes-sparse', 'val').batch(torch.arange(2))
+    setup = Setup(load(datasets='scenes-sparse', text_encoder='tiny', audio_encoder=name, audio_weights=transformers/name, finetune=finetune))
+    model = setup.model('baseline', {}, 0).eval()
+    b = setup.pairs('scenes-sparse', 'val').batch(torch.arange(2))
     with torch.no_grad(): assert model.encode_audio(b.audio, b.audio_mask).pooled.isfinite().all()
-    again = Workbench(bench.settings)
-    assert again.fingerprints == bench.fingerprints
-    if finetune: assert not bench.model('tha_dcr', dict(width=16), 0).audio.context # it has blocks of its own
+    again = Setup(setup.settings)
+    assert again.fingerprints == setup.fingerprints
+    if finetune: assert not setup.model('tha_dcr', dict(width=16), 0).audio.context # it has blocks of its own
 
 
 def test_weights_of_another_kind(project, transformers):

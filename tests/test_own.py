@@ -262,10 +262,10 @@ def test_data_check_without_captions(tmp_path, capsys):
 # Trained on
 
 LAB = """from atr_nb.results.experiment import Experiment
-from atr_nb.results.report import Listen
+from atr_nb.results.report import Examples
 lab = Experiment(settings, 'baseline')
 lab.sweep('main', {'NT-Xent': dict(options={'loss': 'nt_xent'})})
-lab.finish([Listen(lab.clips(d, 'test'), lab.scores(lab.one('main', 'NT-Xent', d)), 'NT-Xent') for d in settings.datasets])
+lab.finish([Examples(lab.clips(d, 'test'), lab.scores(lab.one('main', 'NT-Xent', d)), 'NT-Xent') for d in settings.datasets])
 print(settings.datasets); settings"""
 
 

@@ -57,7 +57,7 @@ def house(tmp_path):
     import matplotlib.pyplot as plt
     fig, ax = plt.subplots(figsize=(2, 1)); ax.plot([0, 1]); R.save_figure(folder, 'line', fig, 'A toy line & "quotes" <script>'); plt.close(fig)
     scores = np.random.default_rng(0).normal(size=(12, 12)) + np.eye(12)
-    R.save_examples(folder, [R.Listen(Sounds(), torch.tensor(scores), 'toy <model>')])
+    R.save_examples(folder, [R.Examples(Sounds(), torch.tensor(scores), 'toy <model>')])
     return tmp_path
 
 # ---- published numbers
@@ -392,7 +392,7 @@ def test_what_is_shown_of_a_collapsed_model_agrees_with_its_name(tmp_path):
     toy = Sounds()
     for name in ('ids', 'captions', 'flat_captions'): setattr(toy, name, getattr(toy, name) * 3)
     toy.clip_of_caption = torch.arange(36)
-    saved = json.loads(R.save_examples(tmp_path, [R.Listen(toy, torch.zeros(36, 36), 'collapsed')]).read_text())['queries']
+    saved = json.loads(R.save_examples(tmp_path, [R.Examples(toy, torch.zeros(36, 36), 'collapsed')]).read_text())['queries']
     kinds = {kind: (first + 1, last + 1) for kind, first, last in R.KINDS}
     assert saved and all(kinds[q['why']][0] <= q['place'] <= kinds[q['why']][1] for q in saved)
 
@@ -408,7 +408,7 @@ def test_nothing_from_outside_runs(house):
 def test_sounds_stay_in_their_folder(house):
     audio = house/'embedded/baseline/audio'; names = {f.name for f in audio.iterdir()}
     assert names and all(re.fullmatch(r'[\w-]+\.ogg', n) for n in names) and not list(house.parent.glob('*.ogg'))
-    R.save_examples(audio.parent, [R.Listen(Sounds(), torch.eye(12), 'toy', {3: 'chosen'})], top=2)
+    R.save_examples(audio.parent, [R.Examples(Sounds(), torch.eye(12), 'toy', {3: 'chosen'})], top=2)
     assert len(list(audio.iterdir())) == 2 # those of the first call are gone
     assert 'drawn by lot' not in R.render(house).read_text()
 

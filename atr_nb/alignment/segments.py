@@ -8,7 +8,7 @@ import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
 from ..encoders.tower import Reader
-from ..model import mask_of
+from ..model import fill_padding, mask_of
 from ..words import one_of
 
 # %% auto #0
@@ -91,7 +91,7 @@ class Grouping(nn.Module):
     def groups(self, tokens:Tensor, mask:Tensor)->tuple[Tensor, Tensor]: # (B, groups, width), (B, groups)
         "The groups before they look at the tokens again."
         if self.neighbours is not None:
-            alone = tokens.masked_fill(~mask[..., None], 0) # padding is no neighbour
+            alone = fill_padding(tokens, mask) # padding is no neighbour
             tokens = tokens + F.gelu(self.neighbours(alone.transpose(1, 2)).transpose(1, 2))
         return merge_clusters(tokens, mask, self.members(tokens, mask))
 
@@ -101,4 +101,4 @@ class Grouping(nn.Module):
         )->tuple[Tensor, Tensor]: # (B, groups, width), zeros at padding, and their mask
         mask = mask_of(tokens, mask)
         groups, there = self.groups(tokens, mask)
-        return self.reader(groups, tokens, mask).masked_fill(~there[..., None], 0), there
+        return fill_padding(self.reader(groups, tokens, mask), there), there

@@ -147,7 +147,6 @@ def _check_origin(model:nn.Module, state:dict, prefix:str, *_)->None:
     _refuse(not differ, f"these weights were trained with {'; '.join(differ)}, as this model is; "
             'build it with the same options')
 
-# %% ../../nbs/methods/65_diffatr.ipynb #7cc1afd2
 def _check_options(base:str, represent:str, predicts:str, above_zero:tuple, candidates:int|None)->None:
     _refuse(base != 'diffatr', "base='diffatr': it cannot stand on itself; use another method")
     for what, value, known in (('represent', represent, REPRESENTS), ('predicts', predicts, PREDICTS)):
@@ -213,7 +212,6 @@ def similarity(self:DiffATR, audio:Encoded, text:Encoded)->Tensor: # (clips, cap
 
 Method = DiffATR # what `create('diffatr', ...)` builds
 
-# %% ../../nbs/methods/65_diffatr.ipynb #9fee89d7
 @patch
 def _remember(self:DiffATR, **given)->None: # base, base_options, width
     self.register_buffer('batches', torch.zeros((), dtype=torch.long)) # that the denoisers have learned from
@@ -370,12 +368,12 @@ def diffatr_recipe(
 
 # %% ../../nbs/methods/65_diffatr.ipynb #9df79c0d
 def diffatr_row(
-    lab, # has `model` and `recipe`, as results.runs.Lab
+    lab, # has `model` and `recipe`, as results.runs.Runs
     seed:int,
     regime:str='two-stage', # one of `REGIMES`
     rate:float=1, # times the learning rate of the settings
     **options, # of `DiffATR`
-    )->dict: # arguments for `Lab.run` and `Lab.trial`
+    )->dict: # arguments for `Runs.run` and `Runs.trial`
     "A base and a generator, trained for as many epochs in all as the settings say."
     recipe = diffatr_recipe(lab.model('diffatr', options, seed), lab.recipe(rate=rate), regime)
     of_base = code_hash(f"atr_nb.methods.{options.get('base', 'baseline')}")

@@ -13,7 +13,7 @@ import atr_nb
 from fastcore.basics import patch
 from ..files import Damaged, sealed, unsealed, write_file
 from ..methods import names
-from .runs import TRIAL, Lab, Workbench
+from .runs import TRIAL, Runs, Setup
 from ..settings import Settings
 from ..words import word
 
@@ -55,11 +55,11 @@ def draw(
 
 # %% ../../nbs/results/79_choices.ipynb #1159ddbc
 def as_row(
-    lab:Lab,
+    lab:Runs,
     method:str,
     values:dict, # option -> value, as drawn or chosen
     **fixed, # further options, which nothing is tried of; they count where `values` has the same
-    )->dict: # arguments of `Lab.trial` and `Lab.run`
+    )->dict: # arguments of `Runs.trial` and `Runs.run`
     "A setting as options and recipe. Values that the method's class does not take are left to others."
     known = inspect.signature(import_module(f'atr_nb.methods.{method}').Method).parameters
     options = {name: value for name, value in values.items() if name in known} | fixed
@@ -67,10 +67,10 @@ def as_row(
 
 # %% ../../nbs/results/79_choices.ipynb #46d6ff4e
 def try_all(
-    lab:Lab,
-    plan:dict[str, dict], # what it is -> arguments of `Lab.trial`
+    lab:Runs,
+    plan:dict[str, dict], # what it is -> arguments of `Runs.trial`
     desc:str, # of the progress bar
-    )->list[dict]: # what `Lab.trial` says of each, in their order
+    )->list[dict]: # what `Runs.trial` says of each, in their order
     "Make trials, several at a time, or find them."
     lab.ahead(plan, desc, TRIAL)
     return [lab.trial(**what) for what in plan.values()]
@@ -87,18 +87,18 @@ def _check_grid(file:Path, question:dict)->None:
 class Search:
     "The trials of one method, on all datasets of the settings, with one seed."
     def __init__(self,
-        lab:Lab,
+        lab:Runs,
         method:str,
         choices:dict[str, tuple]|None=None, # None: what the method declares
         n:int=12, # trials
         seed:int=0, # of the draw and of the training
-        row:Callable[[dict, str, int], dict]|None=None, # values, dataset, seed -> `Lab.trial` arguments; None: `as_row`
-        bench:Workbench|None=None, # other encoders, as `Lab.trial` takes them
+        row:Callable[[dict, str, int], dict]|None=None, # (values, dataset, seed) -> what to train; None: `as_row`
+        setup:Setup|None=None, # other encoders, as `Runs.trial` takes them
         ):
-        self.lab, self.method, self.seed, self.bench = lab, method, seed, bench or lab
+        self.lab, self.method, self.seed, self.setup = lab, method, seed, setup or lab
         self.choices = choices_of(method) if choices is None else choices
         self.row = row or (lambda values, dataset, seed:
-                           as_row(lab, method, self.bench.frames() | values) | dict(bench=bench))
+                           as_row(lab, method, self.setup.frames() | values) | dict(setup=setup))
         self.settings, self.folder = draw(self.choices, n, seed), lab.folder/method
         self._try_out()
         s = lab.settings
@@ -110,7 +110,7 @@ class Search:
     def _try_out(self)->None:
         "Build each model once. ValueError naming the trial whose values the method refuses."
         for k, values in enumerate(self.settings):
-            try: self.bench.model(self.method, as_row(self.lab, self.method, values)['options'], self.seed)
+            try: self.setup.model(self.method, as_row(self.lab, self.method, values)['options'], self.seed)
             except (ValueError, TypeError) as e: raise ValueError(f'{self.method}, trial {k} ({values}): {e}') from e
 
     @property
@@ -197,7 +197,7 @@ def trials_figure(
 REPORTS = Path(atr_nb.__file__).resolve().parents[1]/'reports'
 
 def write_chosen(
-    lab:Lab,
+    lab:Runs,
     searches:dict[str, tuple[Search, pd.DataFrame]], # method -> its search and its trials
     )->dict: # method -> trial, values, score, first
     "Write `chosen.json`: for each method the winning trial, its values, its score and that of trial 0."

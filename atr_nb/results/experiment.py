@@ -14,8 +14,8 @@ from ..data.batches import RandomBatches
 from ..data.scenes import near_miss_recall
 from ..methods.cmlf import SHARES, cmlf_recipe
 from .published import published
-from .report import Listen, save_examples, save_figure
-from .runs import Lab, Workbench
+from .report import Examples, save_examples, save_figure
+from .runs import Runs, Setup
 from . import tables
 from .tables import Claim, Table, Verdicts, judge_all, load_ranks, place_of, write_claims, write_tables
 from ..settings import Settings
@@ -40,14 +40,14 @@ class Findings(list):
         return '\n'.join(lines) + '\n'
 
 # %% ../../nbs/results/74_experiment.ipynb #7470398e
-Row = dict | Callable[[str, int], dict] # arguments of `Lab.run`, or a function of dataset and seed that returns them
+Row = dict | Callable[[str, int], dict] # arguments of `Runs.run`, or a function of dataset and seed that returns them
 
 def _of(row:Row, dataset:str, seed:int)->dict: return row(dataset, seed) if callable(row) else row
 
 PUBLISHED = dict(options=dict(loss='nt_xent')) # a row: the baseline as its paper recommends it, the settings' recipe
 
 # %% ../../nbs/results/74_experiment.ipynb #a4d8f842
-class Experiment(Lab):
+class Experiment(Runs):
     "The runs of one paper, and what is shown and said of them."
     def __init__(self,
         settings:Settings,
@@ -88,7 +88,7 @@ class Experiment(Lab):
 # %% ../../nbs/results/74_experiment.ipynb #bea03197
 @patch
 def _sweep_all(self:Experiment,
-    sweeps:list[tuple], # (table, rows, (row, arguments of `Lab.run`) of each run)
+    sweeps:list[tuple], # (table, rows, (row, arguments of `Runs.run`) of each run)
     desc:str,
     )->None:
     "Make all runs that are not there yet, several at a time, and note all of them."
@@ -166,7 +166,7 @@ def loss(self:Experiment,
     weights:str='best', # or 'stage1' and so on
     )->float:
     "The loss of a record's model on batches of a split of its dataset."
-    pairs = self.bench(record).pairs(record['dataset'], split)
+    pairs = self.setup(record).pairs(record['dataset'], split)
     return loss_on(self.trained(record, weights), pairs, batches)['loss']
 
 @patch
@@ -221,7 +221,7 @@ def figure(self:Experiment, name:str, fig, caption:str): # the figure, for the c
     return fig
 
 @patch
-def finish(self:Experiment, examples:Iterable[Listen]=())->str: # a line for the page
+def finish(self:Experiment, examples:Iterable[Examples]=())->str: # a line for the page
     "Write tables, verdicts and examples to listen to."
     examples = list(examples)
     if examples: save_examples(self.folder, examples)
@@ -245,7 +245,7 @@ def mined(
     "The batches that a trained model's vectors give, mined once."
     key = (teacher['run'], batch_size, seed, which, guard, split)
     if key not in lab._mined:
-        pairs = lab.bench(teacher).pairs(teacher['dataset'], split)
+        pairs = lab.setup(teacher).pairs(teacher['dataset'], split)
         of = Ancillary.of(pairs, *lab.pooled(teacher, split), which, teacher['run'])
         lab._mined[key] = samplers(of, pairs, batch_size, seed, guard=guard)
     return lab._mined[key]
@@ -273,12 +273,12 @@ def with_curriculum(
     which:str='text', # see `mined`
     guard:float|None=0.95, # see `mined`
     shares:tuple=SHARES, # of the stages in the epochs
-    bench:Workbench|None=None, # other encoders
-    )->dict: # arguments for `Lab.run`
+    setup:Setup|None=None, # other encoders
+    )->dict: # arguments for `Runs.run`
     "A row for `sweep`: a method trained in 3CMLF's three stages, with mined batches."
-    recipe = cmlf_recipe((bench or lab).model(method, options or {}, seed), recipe or lab.recipe(), bool(teacher),
+    recipe = cmlf_recipe((setup or lab).model(method, options or {}, seed), recipe or lab.recipe(), bool(teacher),
                          shares)
-    row = dict(method=method, options=options, recipe=recipe, bench=bench)
+    row = dict(method=method, options=options, recipe=recipe, setup=setup)
     if not teacher: return row
     its = mined(lab, teacher, recipe.batch_size, seed, which, guard)
     return row | dict(samplers=its, extra=dict(ancillary=f"{teacher['run']}, {which}", guard=guard))

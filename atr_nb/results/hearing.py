@@ -17,7 +17,7 @@ from ..encoders.tower import TwoTower
 from ..evaluation.scoring import encode_all, score_all
 from ..figures import sound_figure
 from ..model import Encoded, RetrievalModel
-from .runs import Lab, Workbench
+from .runs import Runs, Setup
 
 # %% auto #0
 __all__ = ['sequences', 'sound_captions', 'Heard', 'heard', 'on_its_sound', 'hearing_figure', 'hear', 'pooling_figure',
@@ -86,17 +86,17 @@ def hearing_figure(
     return fig
 
 # %% ../../nbs/results/76_hearing.ipynb #4a90291c
-def _read(bench:Workbench, model:RetrievalModel, captions:list[str])->Encoded:
+def _read(setup:Setup, model:RetrievalModel, captions:list[str])->Encoded:
     "New captions, as the model encodes them."
-    reader = bench.encoders[1]
-    words = [x.to(bench.device) for x in reader.tokenize(captions)]
-    if bench.settings.finetune: return model.encode_text(*words)
-    read = reader.eval().to(bench.device)(*words)
+    reader = setup.encoders[1]
+    words = [x.to(setup.device) for x in reader.tokenize(captions)]
+    if setup.settings.finetune: return model.encode_text(*words)
+    read = reader.eval().to(setup.device)(*words)
     return model.encode_text(read.tokens, read.mask)
 
 @torch.no_grad()
 def hear(
-    bench:Workbench, # on which the model was trained
+    setup:Setup, # on which the model was trained
     model:RetrievalModel, # in eval mode
     dataset:str, # of scenes
     i:int, # a clip of its test split
@@ -104,11 +104,11 @@ def hear(
     stride:int=1, # frames of the encoder that went into one
     )->Heard:
     "What captions of the single sounds of a scene listen to."
-    clips = bench.clips(dataset, 'test')
+    clips = setup.clips(dataset, 'test')
     of = sound_captions(clips.descriptions[i])
-    sound = [x.to(bench.device) for x in bench.pairs(dataset, 'test').audio.gather(torch.tensor([i]))]
-    weights = weigh(model.encode_audio(*sound), _read(bench, model, list(of.values()))).cpu().numpy()
-    return heard(clips, i, dict(zip(of, weights)), stride * bench.encoders[0].frame_seconds)
+    sound = [x.to(setup.device) for x in setup.pairs(dataset, 'test').audio.gather(torch.tensor([i]))]
+    weights = weigh(model.encode_audio(*sound), _read(setup, model, list(of.values()))).cpu().numpy()
+    return heard(clips, i, dict(zip(of, weights)), stride * setup.encoders[0].frame_seconds)
 
 # %% ../../nbs/results/76_hearing.ipynb #b5791421
 def pooling_figure(
@@ -135,7 +135,7 @@ def _weights(pool:GPO, n:int)->np.ndarray: # of the places of a row of n tokens 
 
 # %% ../../nbs/results/76_hearing.ipynb #9e71c623
 def among_others(
-    lab:Lab,
+    lab:Runs,
     table:str, # to note the records under
     rows:dict[str, dict], # row -> the record of a trained model
     n:int, # clips: the first of the test split

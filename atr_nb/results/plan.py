@@ -16,7 +16,7 @@ from ..files import load_json, unsealed
 from ..notebooks import read_notebook
 from . import experiment, opening, runs
 from .choices import REPORTS
-from .runs import KINDS, RUN, TRIAL
+from .runs import STORED, RUN, TRIAL
 from .tables import duration, load_records
 from ..settings import Settings
 from ..training.curriculum import MinedBatches
@@ -150,7 +150,7 @@ def _all_but_json(folder:str, names:list[str])->list[str]: # what not to copy
 # %% ../../nbs/results/79_plan.ipynb #875010cb
 def _look(lab:Planner, splits:tuple, table:str, row:str, what:dict)->dict: # what is known
     name = lab._opened(splits, **what)[1].name
-    file = lab.asked_for.runs/name/KINDS[splits][0]
+    file = lab.asked_for.runs/name/STORED[splits][0]
     lab.notes.asked.setdefault(name, (table, row, what['dataset'], what['seed']))
     known = dict(run=name, dataset=what['dataset'], seed=what['seed'])
     if lab.asked_for.force or not file.is_file(): return _Known(known)
@@ -166,10 +166,10 @@ _clips, _encoders = lru_cache(maxsize=None)(opening.open_split), lru_cache(maxsi
 def _patched(folder:Path, notes:Notes)->list: # context managers
     def not_mined(*_, **__): return {'easy': _NotMined(), 'hard': _NotMined()}
     def split(settings, *which): return _clips(_alike(settings), *which)
-    def pairs(bench, clips): return _Unheard(clips)
+    def pairs(setup, clips): return _Unheard(clips)
     return [patch.multiple(experiment, Experiment=partial(Planner, folder=folder, notes=notes), mined=not_mined),
             patch.multiple(runs, open_split=split, open_encoders=lambda settings: _encoders(_alike(settings))),
-            patch.object(runs.Workbench, 'open_pairs', pairs),
+            patch.object(runs.Setup, 'open_pairs', pairs),
             redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO())]
 
 # %% ../../nbs/results/79_plan.ipynb #411733ce

@@ -23,8 +23,8 @@ from .tables import (HEADINGS, SAYS, Verdicts, deciding, duration, load_claims, 
                                    table, titled)
 
 # %% auto #0
-__all__ = ['KINDS', 'CLASS', 'SHAPE', 'FILES', 'ASSETS', 'PROFILES', 'CUT', 'save_figure', 'training_figure', 'stages_figure',
-           'told_apart_figure', 'pick_queries', 'Listen', 'save_examples', 'ranks_figure', 'moves', 'gained_and_lost',
+__all__ = ['OUTCOMES', 'CLASS', 'SHAPE', 'FILES', 'ASSETS', 'PROFILES', 'CUT', 'save_figure', 'training_figure', 'stages_figure',
+           'told_apart_figure', 'pick_queries', 'Examples', 'save_examples', 'ranks_figure', 'moves', 'gained_and_lost',
            'read_results', 'notebook_page', 'render']
 
 # %% ../../nbs/results/73_report.ipynb #964cc7df
@@ -129,7 +129,7 @@ def told_apart_figure(
     return fig
 
 # %% ../../nbs/results/73_report.ipynb #4d143dc3
-KINDS = (('hit', 0, 0), ('near miss', 1, 4), ('miss', 10, np.inf)) # name, first and last place
+OUTCOMES = (('hit', 0, 0), ('near miss', 1, 4), ('miss', 10, np.inf)) # name, first and last place
 
 def pick_queries(
     place, # of the right clip per caption, counted from 0 (captions,)
@@ -140,7 +140,7 @@ def pick_queries(
     r, clip = np.asarray(place), np.asarray(clip_of_caption)
     lot = np.random.default_rng(0).permutation(len(r))
     taken, out = set(), {}
-    for (kind, first, last), n in zip(KINDS, (hits, near, misses)):
+    for (kind, first, last), n in zip(OUTCOMES, (hits, near, misses)):
         for q in lot:
             if n == 0: break
             if not first <= r[q] <= last or clip[q] in taken: continue
@@ -167,7 +167,7 @@ def _save_clip(folder:Path, clips, i:int, rate:int)->str:
 
 # %% ../../nbs/results/73_report.ipynb #1561b7c5
 @dataclass
-class Listen:
+class Examples:
     "What to listen to: a dataset, a model's scores on it, and optionally which queries."
     clips:object # a dataset: name, ids, captions, flat_captions, clip_of_caption, audio(i, sample_rate)
     scores:object # (clips, captions)
@@ -179,7 +179,7 @@ def _queues(scores)->np.ndarray: # for each caption the numbers of all clips (cl
     lot = np.random.default_rng(0).permutation(len(scores))
     return lot[np.argsort(-np.asarray(scores)[lot], axis=0, kind='stable')]
 
-def _query(part:Listen, order:np.ndarray, q:int, why:str, top:int, save)->dict:
+def _query(part:Examples, order:np.ndarray, q:int, why:str, top:int, save)->dict:
     "One query with its best clips, in the order of its queue (clips,), and the right one."
     right = int(part.clips.clip_of_caption[q])
     place = int(np.flatnonzero(order == right)[0]) + 1
@@ -193,7 +193,7 @@ def _query(part:Listen, order:np.ndarray, q:int, why:str, top:int, save)->dict:
 # %% ../../nbs/results/73_report.ipynb #c69c6526
 def save_examples(
     folder:Path|str, # reports/PROFILE/PAPER
-    parts:list[Listen], # one per dataset or model
+    parts:list[Examples], # one per dataset or model
     hits:int=1, near:int=1, misses:int=1, # queries of each kind and part
     top:int=5, # clips per query
     sample_rate:int=24000, # Hz
@@ -246,7 +246,7 @@ def gained_and_lost(
     before:np.ndarray, after:np.ndarray, # rank of the right clip for each caption, from 0 (captions,)
     what:str='', # what came between the two, such as 'in stage 3'
     n:int=2, # captions of either sort
-    )->dict[int, str]: # caption -> why it is shown, for `Listen`
+    )->dict[int, str]: # caption -> why it is shown, for `Examples`
     "The captions that gained most and are found first now, and those that were found first and lost most."
     gained, lost = np.where(after < 1, before, -1), np.where(before < 1, after, -1)
     chosen = {}

@@ -35,8 +35,8 @@ from ..training.recipe import Recipe, Stage
 from ..training.trainer import fit, open_device
 
 # %% auto #0
-__all__ = ['RUN', 'TRIAL', 'KINDS', 'commit', 'versions', 'device_name', 'peak_memory_mb', 'Workbench', 'run_name', 'one_thread',
-           'check_run', 'Records', 'Lab']
+__all__ = ['RUN', 'TRIAL', 'STORED', 'commit', 'versions', 'device_name', 'peak_memory_mb', 'Setup', 'run_name', 'one_thread',
+           'check_run', 'Records', 'Runs']
 
 # %% ../../nbs/results/70_runs.ipynb #0008e0c3
 def _git(*args)->str:
@@ -68,7 +68,7 @@ def peak_memory_mb(device:torch.device)->int:
     return round(peak / (2**20 if sys.platform == 'darwin' else 2**10))
 
 # %% ../../nbs/results/70_runs.ipynb #53bd9b4c
-class Workbench:
+class Setup:
     "The datasets, encoders, features and untrained models of one `Settings`."
     def __init__(self,
         settings:Settings,
@@ -98,7 +98,7 @@ class Workbench:
 
 # %% ../../nbs/results/70_runs.ipynb #0a66a718
 @patch
-def open_pairs(self:Workbench, clips:Clips)->Pairs:
+def open_pairs(self:Setup, clips:Clips)->Pairs:
     "Pairs of any clips: cached features where the encoders are frozen, waveforms and token ids where fine-tuned."
     (audio, text), s = self.encoders, self.settings
     check_lengths(clips, audio)
@@ -108,19 +108,19 @@ def open_pairs(self:Workbench, clips:Clips)->Pairs:
     return Pairs(*inputs, clips.clip_of_caption, clips)
 
 @patch
-def add(self:Workbench, pairs:Pairs)->Pairs:
+def add(self:Setup, pairs:Pairs)->Pairs:
     "Make pairs of your own known under the name and split of their clips, to be measured like any other."
     self._splits[pairs.clips.name, pairs.clips.split] = pairs
     return pairs
 
 # %% ../../nbs/results/70_runs.ipynb #59417b7e
 @patch
-def frames(self:Workbench)->dict: # options that every method which compares frames takes
+def frames(self:Setup)->dict: # options that every method which compares frames takes
     "Where encoders are frozen, pairs of frames are averaged, and a Transformer layer shows them their neighbours."
     return {} if self.settings.finetune else dict(stride=2, context=1)
 
 @patch
-def model(self:Workbench, method:str, options:dict, seed:int)->RetrievalModel:
+def model(self:Setup, method:str, options:dict, seed:int)->RetrievalModel:
     "A freshly initialised model; the seed decides the initial weights."
     inside = copy.deepcopy if self.settings.finetune else lambda encoder: encoder.stand_in()
     audio, text = map(inside, self.encoders)
@@ -128,7 +128,7 @@ def model(self:Workbench, method:str, options:dict, seed:int)->RetrievalModel:
     return create(method, audio=audio, text=text, **({'width': self.settings.width} | options))
 
 @patch
-def recipe(self:Workbench,
+def recipe(self:Setup,
     epochs:int|None=None, # None: as many as the settings say
     rate:float=1, # times the learning rate of the settings
     **changes, # of the recipe: batch_size, patience, ...
@@ -144,12 +144,12 @@ def run_name(identity:dict)->str: # 16 hex digits
     "The hash that addresses a run."
     return hash_json(identity)[:16]
 
-def _identity(bench:Workbench, dataset:str, method:str, options:dict, recipe:Recipe, seed:int, samplers:dict,
+def _identity(setup:Setup, dataset:str, method:str, options:dict, recipe:Recipe, seed:int, samplers:dict,
               extra:dict, splits:tuple=SPLITS)->dict: # without 'test' where that split plays no part
-    s, (audio, text) = bench.settings, bench.fingerprints
-    return dict(dataset=dataset, data={part: bench.clips(dataset, part).manifest_hash for part in splits},
+    s, (audio, text) = setup.settings, setup.fingerprints
+    return dict(dataset=dataset, data={part: setup.clips(dataset, part).manifest_hash for part in splits},
         audio=audio, text=text, finetune=s.finetune, precision=s.precision, width=s.width,
-        method=method, options=options, recipe=asdict(recipe), seed=seed, extra=extra, device=bench.device.type,
+        method=method, options=options, recipe=asdict(recipe), seed=seed, extra=extra, device=setup.device.type,
         code=code_hash('atr_nb.results.runs', f'atr_nb.methods.{method}', *map(type, samplers.values())))
 
 def _measure(test:Pairs, scores:Tensor, metrics:dict)->tuple[dict, dict]: # (fields of the record, places)
@@ -158,43 +158,43 @@ def _measure(test:Pairs, scores:Tensor, metrics:dict)->tuple[dict, dict]: # (fie
     fields = dict(metrics=metrics, n_clips=len(test.clips), n_captions=len(test), ids_sha256=test.clips.ids_sha256)
     return fields | dict(ranks=ranks_hash(t2a, a2t)), dict(t2a=t2a, a2t=a2t)
 
-def _remarks(bench:Workbench, dataset:str)->dict: # a field `note` where the splits have something to say of themselves
-    notes = [f'{split}: {note}' for split in SPLITS if (note := bench.clips(dataset, split).note)]
+def _remarks(setup:Setup, dataset:str)->dict: # a field `note` where the splits have something to say of themselves
+    notes = [f'{split}: {note}' for split in SPLITS if (note := setup.clips(dataset, split).note)]
     return dict(note='; '.join(notes)) if notes else {}
 
-def _circumstances(bench:Workbench, seconds:float)->dict:
-    return dict(commit=commit(), versions=versions(), device=device_name(bench.device), seconds=round(seconds, 3),
-                peak_memory_mb=peak_memory_mb(bench.device))
+def _circumstances(setup:Setup, seconds:float)->dict:
+    return dict(commit=commit(), versions=versions(), device=device_name(setup.device), seconds=round(seconds, 3),
+                peak_memory_mb=peak_memory_mb(setup.device))
 
 # %% ../../nbs/results/70_runs.ipynb #70432b4e
 @contextmanager
-def one_thread(bench:Workbench)->Iterator[None]:
+def one_thread(setup:Setup)->Iterator[None]:
     "One thread, where the encoders are frozen and a CPU trains; all threads otherwise."
     threads = torch.get_num_threads()
-    if bench.device.type == 'cpu' and not bench.settings.finetune: torch.set_num_threads(1)
+    if setup.device.type == 'cpu' and not setup.settings.finetune: torch.set_num_threads(1)
     try: yield
     finally: torch.set_num_threads(threads)
 
 # %% ../../nbs/results/70_runs.ipynb #7076c8be
-def _train(bench:Workbench, folder:Path, identity:dict, recipe:Recipe, samplers:dict,
+def _train(setup:Setup, folder:Path, identity:dict, recipe:Recipe, samplers:dict,
            )->tuple[RetrievalModel, dict]: # the model, what `fit` returns
-    dataset, model = identity['dataset'], bench.model(identity['method'], identity['options'], identity['seed'])
-    trained = fit(model, bench.pairs(dataset, 'train'), bench.pairs(dataset, 'val'), recipe, folder,
+    dataset, model = identity['dataset'], setup.model(identity['method'], identity['options'], identity['seed'])
+    trained = fit(model, setup.pairs(dataset, 'train'), setup.pairs(dataset, 'val'), recipe, folder,
                   identity['seed'], folder.name,
-                  device=bench.settings.device, precision=bench.settings.precision, samplers=samplers,
-                  workers=os.cpu_count() if bench.settings.finetune else 0)
+                  device=setup.settings.device, precision=setup.settings.precision, samplers=samplers,
+                  workers=os.cpu_count() if setup.settings.finetune else 0)
     save_json(folder/'identity.json', identity)
     return model, trained
 
-def _make_run(bench:Workbench, folder:Path, identity:dict, recipe:Recipe, samplers:dict)->None:
+def _make_run(setup:Setup, folder:Path, identity:dict, recipe:Recipe, samplers:dict)->None:
     "Train, measure, and write `ranks.npz` and `record.json` into the run's folder."
-    if bench.device.type == 'cuda': torch.cuda.reset_peak_memory_stats()
-    test = bench.pairs(identity['dataset'], 'test')
-    with one_thread(bench):
-        model, trained = _train(bench, folder, identity, recipe, samplers)
+    if setup.device.type == 'cuda': torch.cuda.reset_peak_memory_stats()
+    test = setup.pairs(identity['dataset'], 'test')
+    with one_thread(setup):
+        model, trained = _train(setup, folder, identity, recipe, samplers)
         started = time.perf_counter()
         measured, order = _measure(test, *evaluate(model, test))
-        circumstances = _circumstances(bench, trained['seconds'] + time.perf_counter() - started)
+        circumstances = _circumstances(setup, trained['seconds'] + time.perf_counter() - started)
     save_arrays(folder/'ranks.npz', **order)
     record = dict(run=folder.name, dataset=identity['dataset'], split='test', seed=identity['seed'], **measured,
                   n_parameters=sum(p.numel() for p in model.parameters()), **circumstances)
@@ -223,36 +223,36 @@ def check_run(
         raise Damaged(f"{record.with_name('ranks.npz')} is damaged (it belongs to another run than {record.name})")
 
 # %% ../../nbs/results/70_runs.ipynb #7be42b5c
-def _make_trial(bench:Workbench, folder:Path, identity:dict, recipe:Recipe, samplers:dict)->None:
+def _make_trial(setup:Setup, folder:Path, identity:dict, recipe:Recipe, samplers:dict)->None:
     "Train, and write what validation says into `trial.json`."
     about = dict(run=folder.name, dataset=identity['dataset'], seed=identity['seed'])
-    with one_thread(bench):
+    with one_thread(setup):
         try:
-            _, trained = _train(bench, folder, identity, recipe, samplers)
+            _, trained = _train(setup, folder, identity, recipe, samplers)
             best = trained['stages'][-1]
             about |= (dict(score=best['score'], metrics=best['metrics'], failed='')
-                      | _circumstances(bench, trained['seconds']))
+                      | _circumstances(setup, trained['seconds']))
         except FloatingPointError as e: about |= dict(failed=str(e))
     save_json(folder/'trial.json', about)
 
 # %% ../../nbs/results/70_runs.ipynb #c99ad59e
 RUN, TRIAL = SPLITS, SPLITS[:2] # the splits that they may look at
-KINDS = {RUN: ('record.json', check_run, _make_run), # what is written last, how it is checked, who makes it
+STORED = {RUN: ('record.json', check_run, _make_run), # what is written last, how it is checked, who makes it
          TRIAL: ('trial.json', load_json, _make_trial)}
 
-def _ensure(splits:tuple, bench:Workbench, folder:Path, identity:dict, recipe:Recipe, samplers:dict, force:bool)->None:
+def _ensure(splits:tuple, setup:Setup, folder:Path, identity:dict, recipe:Recipe, samplers:dict, force:bool)->None:
     "Make a run or a trial, or finish it, unless it is there as a whole. For whoever holds the folder's lock."
-    name, read, make = KINDS[splits]
+    name, read, make = STORED[splits]
     if not force and intact(folder/name, read): return
     if force or (folder/name).exists(): _forget(folder)
-    try: make(bench, folder, identity, recipe, samplers)
+    try: make(setup, folder, identity, recipe, samplers)
     except CheckpointError as e: # of one that was cut
         warnings.warn(f'{e} This happens now.')
         _forget(folder)
-        make(bench, folder, identity, recipe, samplers)
+        make(setup, folder, identity, recipe, samplers)
 
 # %% ../../nbs/results/70_runs.ipynb #28bd2805
-class Records(Workbench):
+class Records(Setup):
     "The records of one paper, under tables and rows, with the ranks behind them."
     def __init__(self,
         settings:Settings,
@@ -307,54 +307,54 @@ def measure(self:Records, table:str, row:str, dataset:str, scores:Tensor, of:dic
     return self._note(table, row, record)
 
 # %% ../../nbs/results/70_runs.ipynb #bf8e101f
-class Lab(Records):
+class Runs(Records):
     "Makes the runs of one paper, never the same run twice."
     def __init__(self, settings:Settings, paper:str):
         super().__init__(settings, paper)
-        self._benches, self._made = {}, set() # run or trial -> the workbench it belongs to; those made or found
+        self._setups, self._made = {}, set() # run or trial -> the setup it belongs to; those made or found
 
     def _anew(self, folder:Path)->bool: # whether `force` asks for this run or trial to be made again: until it is done
         return self.settings.force and folder.name not in self._made
 
     @contextmanager
-    def _ensured(self, splits:tuple, bench:Workbench, folder:Path, *what)->Iterator[Path]: # what `_opened` returned
+    def _ensured(self, splits:tuple, setup:Setup, folder:Path, *what)->Iterator[Path]: # what `_opened` returned
         "The folder of a run or trial that is there as a whole, and that no other process makes anew meanwhile."
         with FileLock(folder/'lock'):
-            _ensure(splits, bench, folder, *what, force=self._anew(folder))
+            _ensure(splits, setup, folder, *what, force=self._anew(folder))
             self._made.add(folder.name)
             yield folder
 
-    def bench(self, record:dict)->Workbench: # where the run was made
-        return self._benches.get(record['run'].partition('-')[0], self)
+    def setup(self, record:dict)->Setup: # where the run was made
+        return self._setups.get(record['run'].partition('-')[0], self)
 
     def _opened(self, splits:tuple, dataset:str, seed:int, method:str='baseline', options:dict|None=None,
                 recipe:Recipe|None=None, samplers:dict|None=None, extra:dict|None=None,
-                bench:Workbench|None=None)->tuple: # arguments of `_ensured`
+                setup:Setup|None=None)->tuple: # arguments of `_ensured`
         "The folder of what shall be trained, and everything that determines it."
-        bench, samplers = bench or self, samplers or {}
-        recipe = recipe or bench.recipe()
-        identity = _identity(bench, dataset, method, options or {}, recipe, seed, samplers, extra or {}, splits)
+        setup, samplers = setup or self, samplers or {}
+        recipe = recipe or setup.recipe()
+        identity = _identity(setup, dataset, method, options or {}, recipe, seed, samplers, extra or {}, splits)
         folder = self.settings.runs/run_name(identity)
         folder.mkdir(parents=True, exist_ok=True)
-        self._benches[folder.name] = bench
-        return bench, folder, identity, recipe, samplers
+        self._setups[folder.name] = setup
+        return setup, folder, identity, recipe, samplers
 
 # %% ../../nbs/results/70_runs.ipynb #55d72d6b
 @patch
-def run(self:Lab,
+def run(self:Runs,
     table:str, # the table the run belongs to
     row:str, # its row there
     dataset:str,
     seed:int,
     method:str='baseline',
     options:dict|None=None, # of the method
-    recipe:Recipe|None=None, # default: `Workbench.recipe`
+    recipe:Recipe|None=None, # default: `Setup.recipe`
     samplers:dict|None=None, # further ways to draw batches, by name
     extra:dict|None=None, # whatever else determines the run, such as what the samplers were made from
-    bench:Workbench|None=None, # other encoders, more data; None: this lab's own
+    setup:Setup|None=None, # other encoders, more data; None: this lab's own
     )->dict: # the record
     "Make the run, or find it where it was made before; note its record under `table` and `row`."
-    opened = self._opened(RUN, dataset, seed, method, options, recipe, samplers, extra, bench)
+    opened = self._opened(RUN, dataset, seed, method, options, recipe, samplers, extra, setup)
     with self._ensured(RUN, *opened) as folder:
         record = load_json(folder/'record.json') | _remarks(opened[0], dataset)
         self._ranks[folder.name] = load_arrays(folder/'ranks.npz')
@@ -362,10 +362,10 @@ def run(self:Lab,
 
 # %% ../../nbs/results/70_runs.ipynb #5abe38e0
 @patch
-def trial(self:Lab,
+def trial(self:Runs,
     dataset:str,
     seed:int,
-    **what, # method, options, recipe, samplers, extra, bench, as for `run`
+    **what, # method, options, recipe, samplers, extra, setup, as for `run`
     )->dict: # run, dataset, score and metrics on validation, seconds; failed: why, if the loss ran away
     "Train, or find what was trained before, and say how it does on the validation split. The test split is not opened."
     with self._ensured(TRIAL, *self._opened(TRIAL, dataset, seed, **what)) as folder:
@@ -373,14 +373,14 @@ def trial(self:Lab,
 
 # %% ../../nbs/results/70_runs.ipynb #3fd80b70
 @patch(as_prop=True)
-def jobs(self:Lab)->int: # 1 where encoders are fine-tuned, with a GPU, and where processes cannot be forked
+def jobs(self:Runs)->int: # 1 where encoders are fine-tuned, with a GPU, and where processes cannot be forked
     "How many runs are trained at the same time."
     s = self.settings
     if s.finetune or self.device.type != 'cpu' or not can_fork(): return 1
     return s.jobs or min(8, torch.get_num_threads())
 
 @patch
-def ahead(self:Lab,
+def ahead(self:Runs,
     what:dict[str, dict], # what it is -> dataset, seed and the other arguments of `run` or of `trial`
     desc:str, # of the progress bar
     splits:tuple=RUN, # or TRIAL
@@ -390,32 +390,32 @@ def ahead(self:Lab,
     for name, arguments in what.items():
         opened = self._opened(splits, **arguments)
         folder = opened[1]
-        if self._anew(folder) or not (folder/KINDS[splits][0]).exists():
+        if self._anew(folder) or not (folder/STORED[splits][0]).exists():
             missing.setdefault(folder.name, (name, partial(self._make, splits, *opened)))
     with tqdm(total=len(what), initial=len(what) - len(missing), desc=desc) as bar:
         done = together(dict(missing.values()), self.jobs, bar)
     self._made |= {folder for folder, (name, _) in missing.items() if name in done} # by other processes
 
 @patch
-def _make(self:Lab, *what)->None: # what `_ensured` takes
+def _make(self:Runs, *what)->None: # what `_ensured` takes
     with self._ensured(*what): pass
 
 # %% ../../nbs/results/70_runs.ipynb #f5d117cf
 @patch
-def trained(self:Lab, record:dict, weights:str='best')->RetrievalModel:
+def trained(self:Runs, record:dict, weights:str='best')->RetrievalModel:
     "The trained model of a record, in eval mode; `weights='stage1'` is how it was after its first stage."
-    folder, bench = self.settings.runs/record['run'], self.bench(record)
+    folder, setup = self.settings.runs/record['run'], self.setup(record)
     identity = load_json(folder/'identity.json')
-    model = bench.model(identity['method'], identity['options'], identity['seed']).to(bench.device)
+    model = setup.model(identity['method'], identity['options'], identity['seed']).to(setup.device)
     return load_weights(folder/f'{weights}.safetensors', model, record['run']).eval()
 
 @patch
-def pooled(self:Lab, record:dict, split:str='train')->tuple[Tensor, Tensor]: # (clips, d), (captions, d)
+def pooled(self:Runs, record:dict, split:str='train')->tuple[Tensor, Tensor]: # (clips, d), (captions, d)
     "The pooled vectors that a record's model gives to the clips and captions of a split; computed once."
     file = self.settings.runs/record['run']/f'pooled-{split}.safetensors'
     if not intact(file):
-        bench = self.bench(record)
-        with one_thread(bench): audio, text = encode_all(self.trained(record), bench.pairs(record['dataset'], split))
+        setup = self.setup(record)
+        with one_thread(setup): audio, text = encode_all(self.trained(record), setup.pairs(record['dataset'], split))
         vectors = dict(audio=audio.pooled.contiguous(), text=text.pooled.contiguous())
         with atomic(file) as part:
             save_file(vectors, part, metadata=dict(checksum=BLANK))
@@ -424,25 +424,25 @@ def pooled(self:Lab, record:dict, split:str='train')->tuple[Tensor, Tensor]: # (
     return vectors['audio'], vectors['text']
 
 @patch
-def scores(self:Lab, record:dict)->Tensor: # (clips, captions)
+def scores(self:Runs, record:dict)->Tensor: # (clips, captions)
     "The scores of a record's model on its test split."
-    bench = self.bench(record)
-    with one_thread(bench): return evaluate(self.trained(record), bench.pairs(record['dataset'], 'test'))[0]
+    setup = self.setup(record)
+    with one_thread(setup): return evaluate(self.trained(record), setup.pairs(record['dataset'], 'test'))[0]
 
 @patch
-def history(self:Lab, record:dict)->list[dict]:
+def history(self:Runs, record:dict)->list[dict]:
     "A line per epoch: stage, epoch, learning rate, losses, validation metrics, score."
     return load_json(self.settings.runs/record['run']/'result.json')['history']
 
 # %% ../../nbs/results/70_runs.ipynb #b038a425
 @patch
-def after(self:Lab, stage:int, table:str, row:str, record:dict)->dict: # a record of its own
+def after(self:Runs, stage:int, table:str, row:str, record:dict)->dict: # a record of its own
     "Measure a run as it was after one of its stages, counted from 1."
-    folder, bench = self.settings.runs/record['run'], self.bench(record)
+    folder, setup = self.settings.runs/record['run'], self.setup(record)
     file, name = folder/f'stage{stage}.json', f"{record['run']}-stage{stage}"
     if not (intact(file, load_json) and intact(file.with_suffix('.npz'))):
-        test = bench.pairs(record['dataset'], 'test')
-        with one_thread(bench): measured, order = _measure(test, *evaluate(self.trained(record, f'stage{stage}'), test))
+        test = setup.pairs(record['dataset'], 'test')
+        with one_thread(setup): measured, order = _measure(test, *evaluate(self.trained(record, f'stage{stage}'), test))
         save_arrays(file.with_suffix('.npz'), **order)
         save_json(file, measured)
     self._ranks[name] = load_arrays(file.with_suffix('.npz'))
