@@ -461,7 +461,7 @@ def _recordings_hash()->str: # of the recordings and of what the table says abou
 def near_miss_recall(
     scores:Tensor, # (clips, captions) of a validation or test split
     scenes:Scenes,
-    )->pd.DataFrame: # one row per kind of near miss: 'R@1' and 'told apart', percent
+    )->pd.DataFrame: # one row per kind of near miss: 'R@1' and 'pairwise accuracy', percent
     "How well each kind of near miss is retrieved, and told apart from its base."
     clip = scenes.clip_of_caption
     own = scores.gather(0, clip[None])[0] # each caption's score with its own scene
@@ -477,5 +477,5 @@ def near_miss_recall(
             lead += [(scores[scene] - scores[b])[clip == scene], (scores[b] - scores[scene])[clip == b]]
         lead = torch.cat(lead)
         rows[kind] = {'R@1': percent(best[torch.isin(clip, of_kind)]),
-                      'told apart': percent((lead > 0) + (lead == 0) / 2)}
+                      'pairwise accuracy': percent((lead > 0) + (lead == 0) / 2)}
     return pd.DataFrame(rows).T

@@ -177,7 +177,7 @@ def ranks(self:Experiment, record:dict, way:str='t2a')->np.ndarray: # counted fr
 
 @patch
 def near_misses(self:Experiment, table:str, row:str, dataset:str,
-                )->pd.DataFrame: # kinds x ('R@1', 'told apart'), in percent
+                )->pd.DataFrame: # kinds x ('R@1', 'pairwise accuracy'), in percent
     "`near_miss_recall` of scenes whose test split comes in families, mean over a row's seeds."
     found = self.find(table=table, row=row, dataset=dataset)
     return sum(near_miss_recall(self.scores(r), self.clips(dataset, 'test')) for r in found) / len(found)

@@ -24,8 +24,8 @@ from .tables import (HEADINGS, SAYS, Verdicts, deciding, duration, load_claims, 
 
 # %% auto #0
 __all__ = ['OUTCOMES', 'CLASS', 'SHAPE', 'FILES', 'ASSETS', 'PROFILES', 'CUT', 'save_figure', 'training_figure', 'stages_figure',
-           'told_apart_figure', 'pick_queries', 'Examples', 'save_examples', 'ranks_figure', 'moves', 'gained_and_lost',
-           'read_results', 'notebook_page', 'render']
+           'pairwise_accuracy_figure', 'pick_queries', 'Examples', 'save_examples', 'ranks_figure', 'moves',
+           'gained_and_lost', 'read_results', 'notebook_page', 'render']
 
 # %% ../../nbs/results/73_report.ipynb #964cc7df
 def save_figure(
@@ -112,7 +112,7 @@ def stages_figure(
     return fig
 
 # %% ../../nbs/results/73_report.ipynb #f8c0f5b1
-def told_apart_figure(
+def pairwise_accuracy_figure(
     told:dict[str, object], # title -> DataFrame (kinds, models or datasets) in percent
     ): # a matplotlib figure
     "Bars: how often a scene and its near miss are told apart, by kind of near miss; chance is 50."
@@ -123,19 +123,19 @@ def told_apart_figure(
         shares.plot.bar(ax=ax, rot=15, width=.8, legend=False, fontsize=8)
         ax.axhline(50, color='k', lw=.8, ls=':')
         ax.set(title=title, ylim=(0, 100))
-    axes[0][0].set_ylabel('told apart (%)')
+    axes[0][0].set_ylabel('pairwise accuracy (%)')
     _legend_below(fig)
     plt.close(fig)
     return fig
 
 # %% ../../nbs/results/73_report.ipynb #4d143dc3
-OUTCOMES = (('hit', 0, 0), ('near miss', 1, 4), ('miss', 10, np.inf)) # name, first and last place
+OUTCOMES = (('hit', 0, 0), ('close', 1, 4), ('miss', 10, np.inf)) # name, first and last place
 
 def pick_queries(
     place, # of the right clip per caption, counted from 0 (captions,)
     clip_of_caption, # (captions,)
     hits:int=1, near:int=1, misses:int=1, # how many of each
-    )->dict[int, str]: # caption -> 'hit', 'near miss' or 'miss'
+    )->dict[int, str]: # caption -> 'hit', 'close' or 'miss'
     "Draw captions by a lot that is always the same. Fewer than asked for where there are no more."
     r, clip = np.asarray(place), np.asarray(clip_of_caption)
     lot = np.random.default_rng(0).permutation(len(r))
