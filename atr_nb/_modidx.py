@@ -892,6 +892,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'atr_nb.notebooks.body': ('notebooks.html#body', 'atr_nb/notebooks.py'),
                                   'atr_nb.notebooks.harmless': ('notebooks.html#harmless', 'atr_nb/notebooks.py'),
                                   'atr_nb.notebooks.mathml': ('notebooks.html#mathml', 'atr_nb/notebooks.py'),
+                                  'atr_nb.notebooks.moved': ('notebooks.html#moved', 'atr_nb/notebooks.py'),
                                   'atr_nb.notebooks.presentable': ('notebooks.html#presentable', 'atr_nb/notebooks.py'),
                                   'atr_nb.notebooks.read_notebook': ('notebooks.html#read_notebook', 'atr_nb/notebooks.py')},
             'atr_nb.pages': { 'atr_nb.pages.Page': ('pages.html#page', 'atr_nb/pages.py'),

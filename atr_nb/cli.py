@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 import atr_nb
 import errno, hashlib, json, os, re, signal, subprocess, sys, textwrap, time
-from .notebooks import about, read_notebook
+from .notebooks import about, moved, read_notebook
 from .pages import readme, refresh
 from .settings import OWN, WITHOUT_EFFECT, Settings, find_ini, load, profiles
 from .words import one_of, word
@@ -150,9 +150,9 @@ def _papermill(notebook, running, parameters, progress, cwd):
                      progress_bar=False, stderr_file=progress,
                      on_cell_start=progress.cell_start, on_cell_executed=progress.cell_done)
 
-def _settle(running:Path, target:Path)->None: # a notebook gets its real name
+def _settle(running:Path, target:Path, source:Path, root:Path)->None: # a notebook gets its real name
     import nbformat
-    nbformat.write(tidy(nbformat.read(running, 4)), running)
+    nbformat.write(moved(tidy(nbformat.read(running, 4)), source.parent, target.parent, root), running)
     os.replace(running, target)
 
 def execute(
@@ -170,9 +170,9 @@ def execute(
         failed.unlink(missing_ok=True)
         try:
             _papermill(notebook, running, parameters, progress, cwd)
-            _settle(running, done)
+            _settle(running, done, notebook, cwd)
         except Exception as e:
-            with suppress(Exception): _settle(running, failed) # a full disk may have no room for it
+            with suppress(Exception): _settle(running, failed, notebook, cwd) # a full disk may have no room for it
             if isinstance(e, OSError) and e.errno and not e.filename: e.filename = str(running)
             raise
         finally: running.unlink(missing_ok=True)

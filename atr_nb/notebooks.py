@@ -9,10 +9,10 @@ from functools import lru_cache
 from html import escape
 from math import inf
 from pathlib import Path
-import json, re
+import json, os, re
 
 # %% auto #0
-__all__ = ['About', 'about', 'read_notebook', 'presentable', 'mathml', 'harmless', 'body']
+__all__ = ['About', 'about', 'read_notebook', 'moved', 'presentable', 'mathml', 'harmless', 'body']
 
 # %% ../nbs/04_notebooks.ipynb #d2e51a94
 @dataclass(frozen=True)
@@ -46,6 +46,23 @@ def read_notebook(file:Path):
         nbformat.validate(nb)
         return nb
     except Exception as e: raise ValueError(f'{file} is not a notebook: {str(e).partition(chr(10))[0]}') from e
+
+# %% ../nbs/04_notebooks.ipynb #7ae4c909
+_LINK = re.compile(r'(?<=\]\()(?![a-z]+:|[#/])[^)\s#]+')
+
+def moved(
+    nb, # changed in place
+    source:Path, # the folder that its links start from
+    target:Path, # where it goes
+    root:Path, # both must lie in it, or nothing is changed
+    ):
+    "The same notebook, with relative links as they are from another folder."
+    source, target, root = (Path(os.path.abspath(p)) for p in (source, target, root))
+    if not (source.is_relative_to(root) and target.is_relative_to(root)): return nb
+    def turned(link): return Path(os.path.relpath(source/link[0], target)).as_posix()
+    for cell in nb.cells:
+        if cell.cell_type == 'markdown': cell.source = _LINK.sub(turned, cell.source)
+    return nb
 
 # %% ../nbs/04_notebooks.ipynb #959b7607
 def presentable(nb):

@@ -3,7 +3,7 @@ from pathlib import Path
 from shutil import copytree
 
 import nbformat
-from atr_nb.notebooks import mathml, presentable
+from atr_nb.notebooks import mathml, moved, presentable
 from atr_nb.pages import house, rooms
 from docutils import nodes
 from links import RESULTS
@@ -40,6 +40,7 @@ def read(app, docname, source):
     file = executed(app.srcdir, docname)
     if file: app.env.note_dependency(str(file))
     nb = presentable(nbformat.reads(file.read_text(encoding='utf-8') if file else source[0], 4))
+    if file: moved(nb, file.parent, Path(app.srcdir)/Path(docname).parent, app.srcdir)
     for cell in nb.cells:
         if 'transient' in cell.metadata: cell.metadata['tags'] = ['remove-input']
     nb.metadata['language_info'] = dict(name='python', pygments_lexer='ipython3')
