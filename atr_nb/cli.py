@@ -15,9 +15,9 @@ from .settings import OWN, WITHOUT_EFFECT, Settings, find_ini, load, profiles
 from .words import one_of, word
 
 # %% auto #0
-__all__ = ['notebooks', 'choose', 'Progress', 'tables', 'tidy', 'alone', 'execute', 'parameters', 'told', 'reproduce', 'report',
-           'data_check', 'compare', 'show', 'front_page', 'listed', 'plainly', 'models', 'index', 'search', 'parser',
-           'main']
+__all__ = ['OLDER', 'notebooks', 'choose', 'Progress', 'tables', 'tidy', 'alone', 'execute', 'parameters', 'told', 'reproduce',
+           'report', 'data_check', 'compare', 'show', 'front_page', 'listed', 'plainly', 'models', 'index', 'search',
+           'parser', 'main']
 
 # %% ../nbs/80_cli.ipynb #76fd8f13
 def notebooks(folder:Path)->dict[str,Path]: # name -> notebook
@@ -221,7 +221,7 @@ def parameters(settings:Settings, given:dict)->dict:
 _ways_out = {
     'make room there, or lift the limit on the size of files, then repeat the command; what is finished is kept':
         (errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
-    'name a folder that can be written, with --out or in settings.ini':
+    'name a folder that can be written, by an option or in settings.ini':
         (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
     'choose a shorter name': (errno.ENAMETOOLONG,)}
 
@@ -306,7 +306,10 @@ def data_check(args:Namespace)->int: # 1 if there is any problem
     wrong = f'{len(problems) or "no"} problem{"s" * (len(problems) != 1)}'
     print(f'{len(clips)} clips, {len(clips.flat_captions)} captions, {wrong}')
     sizes = dict.fromkeys(SPLITS, 0) | clips.sizes
-    if clips.flat_captions: print(', '.join(f'{split} {n}' for split, n in sizes.items()))
+    if clips.flat_captions:
+        print(', '.join(f'{split} {n}' for split, n in sizes.items()))
+        for split in (split for split, n in sizes.items() if n < 2):
+            print(f'{split}: {sizes[split] or "no"} clip{"s" * (not sizes[split])}; training and measuring need two at least')
     else: print('no metadata.csv: these sounds can be searched; to train or measure, they need captions')
     return int(bool(problems))
 
@@ -342,13 +345,15 @@ def _records(folder:Path)->list[dict]: # of a report: runs, or trials of what pa
         except ValueError as e: raise ValueError(f'{file} is damaged: {e}; reproduce it again') from e
     return [r for r in found if not r.get('failed')]
 
+OLDER = 'older code'
+
 def _code(records:list[dict], root:Path)->str: # by which code these were made
     commits = sorted({r['commit'].rstrip('+') for r in records} - {''})
     if any(r['commit'].endswith('+') for r in records) or not commits: return 'code of no commit'
     def same(commit): # git's answer is 0 for no difference, 1 for one, 128 for a commit that is not here
         command = ['git', 'diff', '--quiet', commit, '--', 'atr_nb']
         return subprocess.run(command, cwd=root, capture_output=True).returncode == 0
-    return f'{", ".join(c[:7] for c in commits)}, {"code of today" if all(map(same, commits)) else "older code"}'
+    return f'{", ".join(c[:7] for c in commits)}, {"code of today" if all(map(same, commits)) else OLDER}'
 
 def _state(folder:Path, root:Path)->str: # of a report, in a line; empty if there is none
     records = _records(folder)
@@ -368,6 +373,7 @@ def listed(args:Namespace)->int:
         print(f'{name:10}{about(file).title}')
         for profile in (p for p in names if states[p]): print(f'{"":10}{profile}: {states[profile]}')
         if not any(states.values()): print(f'{"":10}no report yet')
+    print(f'\n{OLDER}: the package has been edited since; `atr-nb reproduce --plan` says what would be trained again')
     return 0
 
 # %% ../nbs/80_cli.ipynb #193348f5

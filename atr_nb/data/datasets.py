@@ -39,7 +39,7 @@ def check_clips(
     for i, id in enumerate(ids):
         if not id: raise ValueError(f"{where}: clip {i} has an empty id; each clip needs an id of its own")
         if id in first:
-            raise ValueError(f"{where}: duplicate id {id!r} (clips {first[id]} and {i}); "
+            raise ValueError(f"{where}: duplicate id {id!r} (numbers {first[id] + 1} and {i + 1}); "
                              "each clip needs an id of its own")
         first[id] = i
     if captions is None: return
@@ -281,7 +281,7 @@ class Folder(Files):
         clips = described(folder) if captioned else undescribed(folder)
         self.sizes = dict(Counter(clips.split)) # clips of each split
         if split not in ('all', *self.sizes): raise ValueError(
-            f"{folder} has no split {split!r}; it has {', '.join(map(repr, ['all', *sorted(self.sizes)]))}. A column "
+            f"{folder} has no split {split!r}; it has {', '.join(map(repr, sorted(self.sizes)))}. A column "
             "'split' of metadata.csv says which clip belongs where; without one the lot decides, and more clips help")
         its = clips if split == 'all' else clips[clips.split == split]
         kept = its.iloc[take(list(its.id), [len(c) if split == 'train' else 1 for c in its.captions], most)]
