@@ -69,7 +69,7 @@ def together(
 
 # %% ../nbs/05_processes.ipynb #0884ff4f
 def _in_processes(tasks:dict, jobs:int, bar:tqdm, folder:Path)->set[str]:
-    waiting, running, done = list(enumerate(tasks.items())), {}, set() # running: child -> name and file of its words
+    waiting, running, done = list(enumerate(tasks.items())), {}, set() # running: child -> name and file of its output
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
@@ -88,7 +88,7 @@ def _in_processes(tasks:dict, jobs:int, bar:tqdm, folder:Path)->set[str]:
     return done
 
 def _succeeded(child:multiprocessing.Process, name:str, said:Path)->bool:
-    "Pass on what a process said that has ended; whether it did its task."
+    "Print the output of a process that has ended. True if it did its task."
     child.join()
     text = said.read_text().strip()
     if child.exitcode:
