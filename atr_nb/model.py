@@ -140,7 +140,7 @@ class Encoder(nn.Module):
     sample_rate:int|None = None # of the sound it takes, in Hz; None: it takes no sound
     frame_seconds:float|None = None # from one token to the next; None: tokens have no place in time
     longest_seconds:float|None = None # of the longest clip that it takes; None: clips of any length
-    level_widths:tuple[int,...] = () # of the block outputs that it hands out as levels
+    level_widths:tuple[int,...] = () # of the block outputs that it returns as levels
 
     def forward(self, x:Tensor, mask:Tensor|None=None)->Encoded: raise NotImplementedError # mask: True where x is valid
 

@@ -58,7 +58,7 @@ def together(
     jobs:int, # processes at a time
     bar:tqdm, # advanced when a task has ended
     )->set[str]: # what is done
-    "Do tasks, several at a time. One whose process fails is left undone; whoever asks for its result does it again."
+    "Do tasks, several at a time. One whose process fails is left undone, and the next caller does it again."
     if jobs < 2 or len(tasks) < 2:
         for name, task in tasks.items():
             bar.set_postfix_str(name)

@@ -83,7 +83,7 @@ def opened(
         raise AudioError(f"{path}: cannot be decoded ({why}); wav, flac, ogg, opus and mp3 are understood") from e
 
 # %% ../../nbs/data/10_audio.ipynb #acec0c75
-LEAST_RATE = 1000 # Hz; nothing that a caption speaks of is left below
+LEAST_RATE = 1000 # Hz; below this rate no sound that a caption describes is left
 BLOCK = 2**20 # frames read at a time
 LEAD = 2 # seconds read before a part of a file
 STREAMED = 0x7FFF0000 # bytes; a wav file that claims to be larger was written into a pipe
