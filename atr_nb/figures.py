@@ -85,7 +85,7 @@ def draw_stages(
     history:list[dict], # a line per epoch: 'stage', and 'valid' with the metrics
     metrics:dict[str, str]|None=None, # label -> metric; None: R@1 in both directions
     )->None:
-    "Draw validation metrics along the epochs, each stage on a shade of its own."
+    "Plot validation metrics over the epochs, with a background shade for each stage."
     epochs = np.arange(1, len(history) + 1)
     for label, metric in (metrics or {'t2a': 't2a_r1', 'a2t': 'a2t_r1'}).items():
         ax.plot(epochs, [line['valid'][metric] for line in history], marker='.', ms=4, label=label)

@@ -64,12 +64,12 @@ def weights_hash(
 def config_facts(
     config, # of a network of the transformers library
     )->dict: # what JSON can hold
-    "What a configuration says of the network; not where it was found, and which version of the library wrote it."
+    "What a configuration says about the network, without its path and the version of the library that wrote it."
     return {k: v for k, v in config.to_dict().items() if k not in ('_name_or_path', 'transformers_version')}
 
 # %% ../nbs/02_files.ipynb #8d4f1b6b
 PACKAGE = Path(atr_nb.__file__).resolve().parent
-ASIDE = ('atr_nb.settings',) # its outcome is part of an identity, so its code need not be
+ASIDE = ('atr_nb.settings',) # its values are part of a run's identity, so its code need not be
 
 def _file(module:str)->Path|None: # None if it is no module of this package
     place = PACKAGE.parent.joinpath(*module.split('.'))
@@ -190,7 +190,7 @@ def write_file(path:Path|str, data:str|bytes)->Path:
 
 # %% ../nbs/02_files.ipynb #a758e8db
 class Damaged(ValueError):
-    "Something stored is no longer what was written. The message names the file and the way out."
+    "A stored file is no longer what was written. The message names the file and what to do."
 
 def sealed(record:dict)->dict: # the same with a key `checksum` in front
     "Add the checksum of a record."
@@ -269,7 +269,7 @@ def intact(
     path:Path|str, # what was stored
     read=check, # raises `Damaged` if it is not what was written any more
     )->bool:
-    "Is it there, and still what was written? What is damaged is named in a warning, since it will be made again."
+    "Whether the file exists and is still what was written. A warning names a damaged one: it will be made again."
     try: read(path)
     except FileNotFoundError: return False
     except Damaged as e:

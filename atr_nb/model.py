@@ -21,7 +21,7 @@ def mask_of(
     tokens:Tensor, # (B, T, d)
     mask:Tensor|None=None, # True where valid (B, T)
     )->Tensor: # (B, T)
-    "The mask, or the one that `None` stands for: every token is valid."
+    "The mask; for `None` a mask that says that every token is valid."
     return tokens.new_ones(tokens.shape[:2], dtype=torch.bool) if mask is None else mask
 
 def fill_padding(
@@ -29,7 +29,7 @@ def fill_padding(
     mask:Tensor, # True where valid (B, T)
     value:float=0., # what padding becomes
     )->Tensor: # (B, T, d); the tokens themselves where there is no padding
-    "Tokens whose padding says nothing."
+    "The tokens, with one constant value at all padded positions."
     return tokens if mask.all() else tokens.masked_fill(~mask[..., None], value)
 
 def pool_tokens(
@@ -139,8 +139,8 @@ class Encoder(nn.Module):
     how:str = 'mean+max' # how tokens are summarised, see `pool_tokens`
     sample_rate:int|None = None # of the sound it takes, in Hz; None: it takes no sound
     frame_seconds:float|None = None # from one token to the next; None: tokens have no place in time
-    longest_seconds:float|None = None # of a clip that it takes; None: clips of any length
-    level_widths:tuple[int,...] = () # of the block outputs that it hands out as levels
+    longest_seconds:float|None = None # of the longest clip that it takes; None: clips of any length
+    level_widths:tuple[int,...] = () # of the block outputs that it returns as levels
 
     def forward(self, x:Tensor, mask:Tensor|None=None)->Encoded: raise NotImplementedError # mask: True where x is valid
 
@@ -155,12 +155,12 @@ class Encoder(nn.Module):
     def faster(self)->Encoder: return self # or a frozen copy that computes the same faster
 
     def stand_in(self)->Encoder:
-        "What takes this encoder's place in a model, once its tokens are stored."
+        "The module that replaces this encoder in a model when its tokens are stored."
         return Precomputed(self.width, self.how)
 
 # %% ../nbs/01_model.ipynb #b64cad4b
 class Precomputed(Encoder):
-    "Stands where an encoder would, for features computed before."
+    "Replaces an encoder where features were computed before."
     name = 'precomputed'
 
     def __init__(self,

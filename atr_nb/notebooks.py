@@ -21,12 +21,12 @@ class About:
     title:str # its first heading; without one, its file name
     summary:str # its `>` line
     order:float # its place among the notebooks of its folder; infinite if it names none
-    paper:bool=True # whether it stands for a paper; what does not is run when asked for by its name
+    paper:bool=True # whether it reproduces a paper; if not, it is run only when named
 
 def about(
     file:Path, # a notebook
     )->About:
-    "Title, summary and order of a notebook. What is none is a ValueError that names the file."
+    "Title, summary and order of a notebook. ValueError naming the file if it is not a notebook."
     try:
         nb = json.loads(file.read_text(encoding='utf-8'))
         text = '\n\n'.join(''.join(c['source']) for c in nb['cells'] if c['cell_type'] == 'markdown')
@@ -39,7 +39,7 @@ def about(
 
 # %% ../nbs/04_notebooks.ipynb #39b2e8e4
 def read_notebook(file:Path):
-    "A notebook. What is none is a ValueError that names the file."
+    "Read a notebook. ValueError naming the file if it is not a notebook."
     import nbformat
     try:
         nb = nbformat.read(file, 4)

@@ -58,7 +58,7 @@ def together(
     jobs:int, # processes at a time
     bar:tqdm, # advanced when a task has ended
     )->set[str]: # what is done
-    "Do tasks, several at a time. One whose process fails is left undone; whoever asks for its result does it again."
+    "Do tasks, several at a time. One whose process fails is left undone, and the next caller does it again."
     if jobs < 2 or len(tasks) < 2:
         for name, task in tasks.items():
             bar.set_postfix_str(name)
@@ -69,7 +69,7 @@ def together(
 
 # %% ../nbs/05_processes.ipynb #0884ff4f
 def _in_processes(tasks:dict, jobs:int, bar:tqdm, folder:Path)->set[str]:
-    waiting, running, done = list(enumerate(tasks.items())), {}, set() # running: child -> name and file of its words
+    waiting, running, done = list(enumerate(tasks.items())), {}, set() # running: child -> name and file of its output
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
@@ -88,7 +88,7 @@ def _in_processes(tasks:dict, jobs:int, bar:tqdm, folder:Path)->set[str]:
     return done
 
 def _succeeded(child:multiprocessing.Process, name:str, said:Path)->bool:
-    "Pass on what a process said that has ended; whether it did its task."
+    "Print the output of a process that has ended. True if it did its task."
     child.join()
     text = said.read_text().strip()
     if child.exitcode:

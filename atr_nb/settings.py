@@ -20,7 +20,7 @@ __all__ = ['WITHOUT_EFFECT', 'OWN', 'Settings', 'find_ini', 'profiles', 'load', 
 WITHOUT_EFFECT = 'force', 'jobs', 'methods' # settings that cannot change a run's numbers
 
 class _Shown:
-    "How settings are told: as plain values, on one line, or as a table."
+    "How settings are displayed: as plain values, on one line, or as a table."
     def describe(self)->dict: # name -> plain value; paths are shortened: the page reads the same on every machine
         "What was asked for, without what cannot change a run's numbers (`force`, `jobs`, `methods`, `root`)"
         found = {k: _plain(getattr(self, k), self.root) for k in _types if k not in WITHOUT_EFFECT}
@@ -196,7 +196,7 @@ def load(
     return _with_ablations(Settings(profile=profile, root=root, **values), overrides)
 
 def _with_ablations(s:Settings, overrides:dict)->Settings: # claims compare rows seed by seed
-    "Ablations have some of the seeds of the main tables: the first, if other seeds than the profile's were asked for."
+    "Ablations use some of the seeds of the main tables: the first one, if the profile's seeds were overridden."
     if set(s.ablation_seeds) <= set(s.seeds): return s
     if overrides.get('ablation_seeds') is not None:
         raise ValueError(f'ablation_seeds={s.ablation_seeds} will not do: rows are compared seed by seed; '

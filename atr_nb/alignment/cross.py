@@ -15,13 +15,13 @@ __all__ = ['WAYS', 'cross_attention']
 
 # %% ../../nbs/alignment/34_cross.ipynb #faa88ed0
 def _collected(asking:Encoded, answering:Encoded, smooth:float)->Tensor: # (rows that ask, rows that answer)
-    "Mean cosine of each token with what it collects from the other side."
+    "Mean cosine of each token with its weighted average of the other side's tokens."
     there, heard = (mask_of(x.tokens, x.mask) for x in (asking, answering))
     ask, answer = fill_padding(asking.tokens, there), fill_padding(answering.tokens, heard)
     cos = (ask.flatten(0, 1) @ answer.flatten(0, 1).T
            ).unflatten(0, there.shape).unflatten(2, heard.shape) # (A, K, C, N)
     e = F.leaky_relu(cos, .1)
-    e = e / e.square().sum(1, keepdim=True).clamp(min=1e-16).sqrt() # padding asks nothing: its cosines are 0
+    e = e / e.square().sum(1, keepdim=True).clamp(min=1e-16).sqrt() # padding is no query: its cosines are 0
     p = masked_softmax(smooth * e, None if heard.all() else heard, 3)
     dot, squared = (p * cos).sum(3), (torch.einsum('akcn,cnm->akcm', p, answer @ answer.mT) * p).sum(3)
     return pool_tokens(dot / squared.clamp(min=1e-6).sqrt(), there, 'mean')
@@ -31,8 +31,8 @@ WAYS = ('frames', 'words', 'both')
 def cross_attention(
     audio:Encoded, # unit vectors, with tokens (A, K, d)
     text:Encoded, # unit vectors, with tokens (C, N, d)
-    smooth:float=9., # how choosy a token is; ancestor: 9
-    asking:str='frames', # 'frames' collect from words, 'words' from frames, or the mean of 'both'; ancestor: frames
+    smooth:float=9., # inverse temperature of the softmax; ancestor: 9
+    asking:str='frames', # the queries: 'frames', 'words', or the mean of 'both'; ancestor: frames
     )->Tensor: # (A, C), between -1 and 1
     "SCAN's similarity. ValueError for an unknown way. [ancestor: HAT, after SCAN]"
     one_of('cross_attention: asking', asking, WAYS)

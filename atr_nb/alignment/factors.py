@@ -46,7 +46,7 @@ def factor_cosines(
 
 # %% ../../nbs/alignment/33_factors.ipynb #f8189439
 class Confidence(nn.Module):
-    "How far to trust each factor of a pair. [ancestor: DiCoSA]"
+    "The weight of each factor of a pair. [ancestor: DiCoSA]"
     def __init__(self,
         width:int, # d
         n:int, # factors
@@ -58,11 +58,11 @@ class Confidence(nn.Module):
         nn.init.constant_(self.out.bias, 1 / n)
 
     def of_audio(self, frames:Tensor)->Tensor: # (A, K, d) -> (A, K, n, hidden)
-        "What the hidden layer makes of each frame."
+        "The hidden layer's projection of each frame."
         return factors(frames, self.n) @ self.hidden.weight[:, self.part:].T
 
     def of_text(self, sentences:Tensor)->Tensor: # (C, d) -> (C, n, hidden)
-        "What it makes of each sentence."
+        "Its projection of each sentence."
         return F.linear(factors(sentences, self.n), self.hidden.weight[:, :self.part], self.hidden.bias)
 
     def forward(self,

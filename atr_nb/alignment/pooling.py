@@ -35,7 +35,7 @@ class AttentionPool(nn.Module):
 # %% ../../nbs/alignment/30_pooling.ipynb #1f2dcc5b
 @torch.no_grad()
 def _order(tokens:Tensor, mask:Tensor)->Tensor: # (B, T, d), (B, T) -> (B, T, d)
-    "Where the values of each channel stand, from the highest to the lowest; padding comes last."
+    "The positions of each channel's values, sorted from the highest to the lowest; padding comes last."
     key = -tokens.masked_fill(~mask[..., None], float('-inf'))
     if key.device.type != 'cpu': return key.argsort(1)
     return torch.from_numpy(np.argsort(key.to(torch.promote_types(key.dtype, torch.float32)).numpy(), axis=1))
@@ -45,7 +45,7 @@ class GPO(nn.Module):
     "Generalised pooling operator: a learned weighting of each channel's sorted values. [ancestor: Chen et al. 2021]"
     def __init__(self,
         width:int=32, # of the position code and of the GRU
-        temperature:float=0.1, # of the softmax over places
+        temperature:float=0.1, # of the softmax over ranks
         longest:int=1024, # tokens that the position code goes up to
         ):
         super().__init__()
@@ -63,7 +63,7 @@ class GPO(nn.Module):
             raise ValueError(f"GPO: a sequence of {n} tokens, but the position code ends at {limit}; "
                              f"make the operator with longest={n} or shorten the sequence")
         place = torch.arange(n, device=lengths.device)
-        mirrored = (lengths[:, None] - 1 - place).clamp(min=0) # (lengths, n): the places from each one's end
+        mirrored = (lengths[:, None] - 1 - place).clamp(min=0) # (lengths, n): the ranks counted from each one's end
         ahead = self.forwards(self.places[None, :n])[0] # (1, n, width)
         back = self.backwards(self.places[mirrored])[0].gather(1, mirrored[..., None].expand(-1, -1, width))
         return masked_softmax(self.score((ahead + back) / 2).squeeze(2) / self.temperature, place < lengths[:, None], 1)

@@ -89,7 +89,7 @@ class Grouping(nn.Module):
         return (torch.arange(tokens.shape[1], device=tokens.device) // self.size).expand(len(tokens), -1)
 
     def groups(self, tokens:Tensor, mask:Tensor)->tuple[Tensor, Tensor]: # (B, groups, width), (B, groups)
-        "The groups before they look at the tokens again."
+        "The groups before they attend to the tokens."
         if self.neighbours is not None:
             alone = fill_padding(tokens, mask) # padding is no neighbour
             tokens = tokens + F.gelu(self.neighbours(alone.transpose(1, 2)).transpose(1, 2))

@@ -25,7 +25,7 @@ def token_interaction(
     mask:Tensor|None=None, # True where a token is valid (A, K)
     temperature:float=0.01, # of the softmax; 0.01 as X-CLIP
     )->Tensor: # weights of each row's tokens for each guide (A, C, K), summing to one over valid tokens
-    "How much each guide listens to each token. [ancestor: X-CLIP; X-Pool has the idea with learned queries and keys]"
+    "The weight that each guide gives to each token. [ancestor: X-CLIP; X-Pool: the same with learned queries and keys]"
     return masked_softmax(_with_guide(tokens, guide) / temperature, _padding(mask, 1), 2)
 
 # %% ../../nbs/alignment/31_tokens.ipynb #e2cc6a56
@@ -95,12 +95,12 @@ def _repeated(e:Encoded)->Tensor: # (B, K, d)
     return torch.where(e.mask[..., None], e.tokens, first[:, None])
 
 def _shares(e:Encoded)->Tensor: # (B, K); a row without a valid token has none
-    "The share of each token in the mean over the valid ones."
+    "The weight of each token in the mean over the valid ones."
     mask = e.masked().mask.to(e.tokens.dtype)
     return mask / mask.sum(1, keepdim=True).clamp(min=1)
 
 def _lined_up(e:Encoded)->tuple[Tensor, Tensor]: # (W, d), (B,)
-    "The valid tokens of all rows, one row after the other, and how many are of each; an empty row keeps its padding."
+    "The valid tokens of all rows, concatenated, and their number per row; an empty row keeps its padding."
     mask = e.masked().mask
     mask = mask | ~mask.any(1, keepdim=True)
     return e.tokens[mask], mask.sum(1)
@@ -110,7 +110,7 @@ def _by_caption(x:Tensor, how:str, n:Tensor)->Tensor: # (..., W) -> (..., C)
     return torch.segment_reduce(x, how, lengths=n.expand(*x.shape[:-1], -1).contiguous(), axis=x.dim() - 1)
 
 def _highest(x:Tensor, dim:int)->Tensor:
-    "The maximum: in training with its place, so that going back only that place is visited; else as fast as can be."
+    "The maximum: in training with its index, so that the backward pass visits that entry only; else the fastest way."
     return x.max(dim).values if x.requires_grad else x.amax(dim)
 
 def late_interaction(

@@ -39,13 +39,13 @@ def check_audio(
     return waveform
 
 # %% ../../nbs/data/10_audio.ipynb #5931a9f4
-UNKNOWN = 2**40 # frames; no file has as many, so one that claims them does not know
+UNKNOWN = 2**40 # frames; no file has as many, so a file that declares more does not know its length
 
 class _Forward(sf.SoundFile):
     "Read once, from beginning to end; soundfile otherwise seeks after every block."
     def seekable(self)->bool: return False
 
-def _more_to_come(rate:int, channels:int)->bytes: # a silent mp3 packet that promises 2**31 others
+def _more_to_come(rate:int, channels:int)->bytes: # a silent mp3 packet that declares 2**31 others
     octave = next(k for k in (0, 1, 2) if rate << k >= 32000) # MPEG 1, 2 or 2.5
     size = (144 if octave == 0 else 72) * (320_000 if octave == 0 else 160_000) // rate
     which = (44100, 48000, 32000).index(rate << octave)
@@ -76,14 +76,14 @@ def opened(
     ): # yields a `soundfile.SoundFile`
     "Open a file that is read once, from beginning to end. `AudioError` when it, or a part of it, is not understood."
     try:
-        if Path(path).suffix.lower() == '.raw': raise sf.LibsndfileError(1) # of a format that is none
+        if Path(path).suffix.lower() == '.raw': raise sf.LibsndfileError(1) # not a known format
         with how(_source(path)) as f: yield f
     except sf.LibsndfileError as e:
         why = e.error_string or 'damaged or cut short'
         raise AudioError(f"{path}: cannot be decoded ({why}); wav, flac, ogg, opus and mp3 are understood") from e
 
 # %% ../../nbs/data/10_audio.ipynb #acec0c75
-LEAST_RATE = 1000 # Hz; nothing that a caption speaks of is left below
+LEAST_RATE = 1000 # Hz; below this rate no sound that a caption describes is left
 BLOCK = 2**20 # frames read at a time
 LEAD = 2 # seconds read before a part of a file
 STREAMED = 0x7FFF0000 # bytes; a wav file that claims to be larger was written into a pipe
@@ -100,7 +100,7 @@ def promised(
     f:sf.SoundFile, # opened, and read to its end
     path:str|Path, # its file
     frames:int, # how many were found
-    )->float: # how many its header promises, infinitely many for an ogg file without its end
+    )->float: # how many its header declares; infinitely many for a truncated ogg file
     "How long a file claims to be."
     if f.format == 'OGG': return frames if _ends(path) else float('inf')
     remark = r'^ *(?:data|Data Size|SSND|Riff size|riff) +: (\d+) \(should be (\d+)\)' # libsndfile's own

@@ -80,7 +80,7 @@ class Batch:
 
 # %% ../../nbs/data/15_batches.ipynb #79297c9a
 class Beside:
-    "Frames of clips, and words that stand beside each clip, as one input."
+    "The frames of each clip and the words that belong to it, as one input."
     def __init__(self,
         frames:Inputs, # a row of frames per clip, (T, d)
         words:Inputs, # a row of words per clip, (N, e)
@@ -105,7 +105,7 @@ def apart(
     mask:Tensor, # (B, T + N)
     widths:tuple[int, int], # d and e
     )->tuple: # frames (B, T, d), their mask (B, T), words (B, N, e), their mask (B, N)
-    "Take frames and words apart again."
+    "Separate frames and words again."
     n = int((x[0, :, 0] == 1).int().argmax()) # where the words begin, in every row
     return x[:, :n, 1:1 + widths[0]], mask[:, :n], x[:, n:, 1:1 + widths[1]], mask[:, n:]
 

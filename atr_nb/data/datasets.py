@@ -210,7 +210,7 @@ def inside(
     return folder/name
 
 # %% ../../nbs/data/12_datasets.ipynb #b1c9ed20
-def _cells(table:pd.DataFrame, column:str, path:Path)->list[str]: # of an optional column that, if there, is filled
+def _cells(table:pd.DataFrame, column:str, path:Path)->list[str]: # of an optional column without empty cells
     for n, cell in enumerate(table[column]):
         if not cell.strip(): raise ValueError(f"{path}, row {n+2}: empty {column}; fill it in or delete the column")
     return list(table[column].str.strip())
@@ -257,7 +257,7 @@ def described(
 
 def _windows(path:Path)->list[Span|None]:
     try: return windows(file_duration(path))
-    except AudioError: return [None] # told when it is listened to
+    except AudioError: return [None] # reported when it is decoded
 
 def undescribed(folder:Path)->pd.DataFrame: # as from `described`
     "All sounds in a folder, without captions, long ones in windows."
@@ -273,7 +273,7 @@ class Folder(Files):
         folder:str|Path, # holds the sounds, and metadata.csv if they have captions
         split:str='all', # train, val, test, another value of its `split` column, or 'all'
         captioned:bool=True, # False: every sound in the folder, without captions, for searching
-        most:int=0, # pairs for training, else clips, to take at most, by lot; 0: all
+        most:int=0, # pairs for training, else clips, to take at most (see `take`); 0: all
         name:str|None=None, # what tables shall call it; None: the folder's name
         ):
         folder, split = Path(folder), usual_split(split)
@@ -318,7 +318,7 @@ def size_note(
     split:str, # 'train', 'val' or 'test'
     n:int, # clips at hand
     n_missing:int=0, # clips listed but not on disk
-    )->str: # '' when the split is the one everybody reports on
+    )->str: # '' when the split has the usual size
     "Say how a split differs from the one of Mei et al. (2022)."
     usual, notes = MEI_SIZES[name][split], []
     if n_missing: notes.append(f"{n_missing:,} of {n + n_missing:,} listed clips are not on disk and were skipped")
@@ -408,7 +408,7 @@ class Clotho(Listed):
 
 # %% ../../nbs/data/12_datasets.ipynb #56e0aceb
 class Lengthened(Clips):
-    "The first clips of a dataset with their captions, each set among the sound of clips of another split."
+    "The first clips of a dataset with their captions, each placed between clips of another split."
     def __init__(self,
         clips:Clips, # the dataset
         source:Clips, # where the others come from
@@ -450,11 +450,11 @@ class Lengthened(Clips):
 def unrelated(cls:Lengthened,
     clips:Clips, # the dataset
     source:Clips, # where the others come from
-    n:int, # so many of its first clips
-    k:int, # so many others around each
-    seed:int=0, # of the lot
+    n:int, # how many of its first clips
+    k:int, # how many other clips around each
+    seed:int=0, # of the sampling
     )->Lengthened:
-    "The first `n` clips, each among `k` clips that share no topic with it, out of at most 2,000 drawn by lot."
+    "The first `n` clips, each among `k` clips that share no topic with it, sampled from at most 2,000."
     rng, theirs = np.random.default_rng(seed), source.topics()
     drawn = lambda own: [int(j) for j in rng.permutation(len(source))[:2000] if not own & theirs[j]][:k]
     others = [drawn(own) for own in clips.topics()[:n]]
@@ -471,9 +471,9 @@ def _complaint(clips:Clips, i:int, sample_rate:int)->str: # '' when all is well
     return ''
 
 def unplayable(
-    clips:Clips, # any dataset; files, where there is `heard`
+    clips:Clips, # any dataset; one of files if `heard` is given
     sample_rate:int=32_000, # as the encoder will ask
-    heard:Path|None=None, # a file that remembers what was heard without complaint
+    heard:Path|None=None, # a file that records which clips could be decoded
     )->list[str]: # one line per clip that cannot be used; empty when all is well
     "Decode every clip and collect the complaints."
     known, now = {}, {}

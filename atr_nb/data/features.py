@@ -109,7 +109,7 @@ def to_rows(
     encoder:Encoder, # for errors
     dtype:str, # 'float16' or 'float32'
     )->tuple[np.ndarray,np.ndarray]: # valid tokens one after the other (total, d); tokens of each item (B,)
-    "Take the padding off a batch and refuse what is not a number, does not fit the format or is not there."
+    "Remove the padding of a batch; refuse NaN, values too large for the format, and items without a token."
     if encoded.tokens is None:
         raise ValueError(f"encoder {encoder.name!r} returns no tokens; there is nothing to cache")
     tokens = encoded.tokens.float().cpu()

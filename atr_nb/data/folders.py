@@ -18,7 +18,7 @@ AUDIO_SUFFIXES = ('.wav', '.flac', '.ogg', '.opus', '.mp3')
 def sounds_in(
     folder:Path, # looked through, with the folders in it; links to other folders are not followed
     )->list[str]: # relative paths, sorted
-    "The sounds in a folder. ValueError if there is none, or a name that is no text."
+    "The sounds in a folder. ValueError if there are none, or if a file name is not valid text."
     found = [p.relative_to(folder) for p in folder.rglob('*') if p.suffix.lower() in AUDIO_SUFFIXES and p.is_file()]
     names = sorted(p.as_posix() for p in found if not any(part.startswith('.') for part in p.parts))
     if not names: raise ValueError(f"{folder} holds no sounds; they end in {', '.join(AUDIO_SUFFIXES)}")
@@ -36,7 +36,7 @@ WINDOW = 10. # seconds
 def windows(
     seconds:float, # how long a recording is
     )->list[Span|None]: # [None], all of it, where it is short enough
-    "The parts in which a long recording is heard: ten seconds each, the last one up to its end."
+    "The windows of a long recording: ten seconds each, the last one up to its end."
     if seconds <= LONGEST: return [None]
     last = floor(100 * (seconds - WINDOW)) / 100
     starts = [k * WINDOW for k in range(ceil(last / WINDOW))] + [last]
@@ -46,7 +46,7 @@ def part_name(
     file:str, # a relative path
     span:Span|None,
     )->str: # an id
-    "A file's name with what part of it is meant: `monday.wav#t=20,30`."
+    "A file's name and the part of it that is meant: `monday.wav#t=20,30`."
     return file if span is None else f"{file}#t={','.join(f'{t:.10g}' for t in span)}"
 
 # %% ../../nbs/data/11_folders.ipynb #b7d65035
@@ -62,15 +62,15 @@ SHARES = dict(train=0.8, val=0.1, test=0.1)
 
 def lot(
     name:str, # what is drawn for
-    what:str, # what is drawn, so that two lots of one name have nothing to do with each other
+    what:str, # what is drawn, so that two draws for one name are independent
     )->float: # at least 0, below 1
-    "A number for a name, as good as random and always the same."
+    "A pseudo-random number for a name: always the same for the same name."
     return int.from_bytes(sha256(f'atr_nb, seed 0, {what}: {name}'.encode()).digest()[:6]) / 2**48
 
 def drawn_split(
     group:str, # the name of what must stay together
     )->str: # train, val or test
-    "The split that falls to a group."
+    "The split that is drawn for a group."
     drawn, border = lot(group, 'split'), 0.
     for split, share in SHARES.items():
         border += share
@@ -82,8 +82,8 @@ def take(
     ids:list[str], # clips
     counts:list[int], # what each of them counts: its captions, or one
     most:int, # so much in all; 0: no limit
-    )->list[int]: # places in `ids`, in their order; at least one
-    "The clips with the lowest lots, as many as the limit allows."
+    )->list[int]: # positions in `ids`, in their order; at least one
+    "The clips with the lowest numbers drawn by `lot`, as many as the limit allows."
     if not most: return list(range(len(ids)))
     order = sorted(range(len(ids)), key=lambda i: lot(ids[i], 'size'))
     kept = total = 0

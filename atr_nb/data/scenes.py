@@ -31,7 +31,7 @@ class Event:
     count:int = 1 # 1, 2 or 3 times
     distance:str = '' # 'near', 'far' or '' (not said)
 
-Slot = tuple[Event, ...] # one event, or (in front, behind)
+Slot = tuple[Event, ...] # one event, or (foreground, background)
 Description = tuple[Slot, ...] # slots in time order
 
 def events(d:Description)->list[Event]: return [e for slot in d for e in slot]
@@ -142,7 +142,7 @@ def _slot_text(slot:Slot, pick)->str:
     return form.format(f=_clause(front, pick), b=_clause(behind, pick), p=_clause(behind, pick, True))
 
 def say(d:Description, rng:np.random.Generator)->str:
-    "One caption of a description; wording and order of telling are drawn from `rng`."
+    "One caption of a description; wording and order of telling are sampled with `rng`."
     pick = lambda options: options[rng.integers(len(options))]
     slots = [_slot_text(s, pick) for s in d]
     if len(slots) == 2 and rng.random() < 0.3: text = f'{slots[1]} after {slots[0]}'
@@ -174,7 +174,7 @@ def _read_slot(text:str)->Slot:
     return (_read_event(front),) if behind is None else (_read_event(front), _read_event(behind))
 
 def understand(caption:str)->Description:
-    "The description a caption tells: `say` inverted. Raises KeyError on words it does not know."
+    "The description that a caption expresses: the inverse of `say`. Raises KeyError on words it does not know."
     text = normalise(caption).strip()
     if ' after ' in text.replace(' after which ', ' then '):
         last, first = re.split(r' after (?!which)', text)
@@ -265,7 +265,7 @@ def moved(d, rng, split):
 
 # %% ../../nbs/data/13_scenes.ipynb #7a2853ff
 FAMILY = 8 # scenes in a family of the validation and test splits
-CONTENT = ('exchange', 'exchange', 'exchange', 'more or less', 'more or less') # members 1..5; 6 and 7 are of structure
+CONTENT = ('exchange', 'exchange', 'exchange', 'more or less', 'more or less') # members 1..5; 6 and 7: structure
 STRUCTURE = {'order': reordered, 'overlap': overlapped, 'count': recounted, 'distance': moved}
 NEAR_MISSES = tuple(dict.fromkeys(CONTENT)) + tuple(STRUCTURE)
 
@@ -462,7 +462,7 @@ def near_miss_recall(
     scores:Tensor, # (clips, captions) of a validation or test split
     scenes:Scenes,
     )->pd.DataFrame: # one row per kind of near miss: 'R@1' and 'pairwise accuracy', percent
-    "How well each kind of near miss is retrieved, and told apart from its base."
+    "Recall of each kind of near miss, and pairwise accuracy against its base."
     clip = scenes.clip_of_caption
     own = scores.gather(0, clip[None])[0] # each caption's score with its own scene
     best = (scores > own).sum(0) == 0

@@ -98,7 +98,7 @@ def _one_by_one(self:ConvEncoder, waveform, mask)->Encoded:
     return Encoded.cat([self(row[None, :n]) for row, n in zip(waveform, lengths)])
 
 # %% ../../nbs/encoders/20_panns.ipynb #9e503c76
-FIELD = 12 # tokens that a token may hear to either side
+FIELD = 12 # tokens to either side that a token may depend on
 
 def _join(parts:list[Encoded], cuts:list[tuple[int, int|None]]
           )->tuple[Tensor, tuple[Tensor, ...]]: # tokens (1, T, d) and levels
@@ -221,7 +221,7 @@ PASSED_OVER = ('spectrogram_extractor.', 'logmel_extractor.', 'fc')
 def read_checkpoint(
     path:str|Path, # a file written by `torch.save`
     )->dict: # its content
-    "Read a checkpoint without running any code in it. One that is missing, cut short or unsafe: an error that says so."
+    "Read a checkpoint without running any code in it. An error says so if it is missing, cut short or unsafe."
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint; PANNs are at Zenodo, record 3987831")
     build = [getattr(np._core.multiarray, name) for name in ('_reconstruct', 'scalar')]
@@ -230,7 +230,7 @@ def read_checkpoint(
     try:
         with torch.serialization.safe_globals([np.ndarray, np.dtype, *numbers, *build, *before]):
             return torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as e: # torch has a dozen ways to say it
+    except Exception as e: # torch raises many kinds of error here
         raise ValueError(f"{path}: not a readable checkpoint ({type(e).__name__}); "
                          "it may be cut short, download it again") from e
 
@@ -239,7 +239,7 @@ def load_panns(
     source:str|Path|dict, # an official file, or its content
     model:Panns|None=None, # network to fill; None: the one the names in the file belong to
     )->Panns: # with the weights, in eval mode
-    "Fill a PANNs encoder from an official checkpoint. One of another network: a `ValueError` with what does not fit."
+    "Load an official checkpoint into a PANNs encoder. `ValueError` listing what does not fit, if anything does not."
     label = 'this dict' if isinstance(source, dict) else str(source)
     state = source if isinstance(source, dict) else read_checkpoint(source)
     state = state.get('model', state) if isinstance(state, dict) else state

@@ -38,7 +38,7 @@ def load_bert(
     source:str|Path, # 'minilm', a folder, or a name on the Hugging Face hub
     dropout:float=0.2, # of hidden states and of attention, in training
     )->tuple: # the model without its pooler, and its tokenizer
-    "A pretrained BERT-like model. One that cannot be found or loaded is an error that says where was looked."
+    "A pretrained BERT-like model. If it cannot be found or loaded, the error says where it was searched."
     place = minilm_folder() if source == 'minilm' else Path(source).expanduser()
     place, local = (place, True) if place.is_dir() else (str(source), False)
     try:

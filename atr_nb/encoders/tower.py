@@ -26,7 +26,7 @@ def hidden(
 
 # %% ../../nbs/encoders/24_tower.ipynb #dd290c91
 class Context(nn.Module):
-    "Let tokens know their place and each other."
+    "Position codes and Transformer layers over the tokens."
     def __init__(self,
         inputs:int, # width of the tokens that come in
         width:int, # of those that go out, a multiple of 2
@@ -44,7 +44,7 @@ class Context(nn.Module):
         tokens:Tensor, # (B, T, inputs)
         mask:Tensor|None=None, # True where valid (B, T)
         )->list[Tensor]: # (B, T, width), from the first layer to the last
-        "What comes out of each layer."
+        "The output of each layer."
         x = self.project(tokens)
         x = x + (self.position * positions(x.shape[1], x.shape[2], x.device)).to(x.dtype)
         found = []
@@ -93,7 +93,7 @@ def merge_tokens(
 
 # %% ../../nbs/encoders/24_tower.ipynb #12046103
 def _of_valid(f:nn.Module, tokens:Tensor, mask:Tensor|None)->Tensor: # (B, T, width)
-    "f of every valid token; zeros at padding, which costs nothing."
+    "f of every valid token; zeros at padding, for which f is not computed."
     if mask is None or mask.all(): return f(tokens)
     rows = mask.flatten().nonzero().squeeze(1)
     valid = f(tokens.flatten(0, 1).index_select(0, rows))

@@ -25,14 +25,14 @@ class PatchEncoder(Encoder):
     how = 'mean'
     most, step = 0, 0 # samples it takes; samples of one token
 
-    def __init__(self, longer:str='refuse'): # 'refuse' clips beyond the length it takes, or hear them in 'windows'
+    def __init__(self, longer:str='refuse'): # 'refuse' clips that are too long, or encode them in 'windows'
         super().__init__()
         self.longer = one_of(f'{self.name}: longer', longer, ('refuse', 'windows'))
 
     @property
     def frame_seconds(self)->float: return self.step / self.sample_rate # from token to token
     @property
-    def longest_seconds(self)->float|None: # what is too much by less than a token is left out
+    def longest_seconds(self)->float|None: # an excess of less than a token is dropped
         return None if self.longer == 'windows' else (self.most + self.step) / self.sample_rate
     def spectrum(self, waveform:Tensor, lengths:Tensor)->Tensor: # (B, most) -> what `blocks` takes
         raise NotImplementedError
@@ -56,7 +56,7 @@ class PatchEncoder(Encoder):
 
 # %% ../../nbs/encoders/22_transformers.ipynb #78e0f5ba
 @patch
-def _windows(self:PatchEncoder, longest:int)->int: # in how many windows clips of so many samples are heard
+def _windows(self:PatchEncoder, longest:int)->int: # in how many windows a batch of this length is encoded
     if self.longest_seconds and longest > self.most + self.step:
         raise ValueError(f'{self.name}: a clip of {longest / self.sample_rate:.2f} s, '
                          f'but it takes {self.most / self.sample_rate:.2f}; '
@@ -65,7 +65,7 @@ def _windows(self:PatchEncoder, longest:int)->int: # in how many windows clips o
 
 @patch
 def _cut(self:PatchEncoder, waveform:Tensor, mask:Tensor|None)->tuple[Tensor, Tensor]:
-    "Windows of all clips (B * n, most), zeros behind a clip's end; how many samples of each are sound (B, n)."
+    "Windows of all clips (B * n, most), zeros behind a clip's end; the number of valid samples of each (B, n)."
     whole = waveform.new_full((len(waveform),), waveform.shape[1], dtype=torch.long)
     lengths = whole if mask is None else mask.sum(1)
     n = self._windows(int(lengths.max()))
@@ -77,7 +77,7 @@ def _cut(self:PatchEncoder, waveform:Tensor, mask:Tensor|None)->tuple[Tensor, Te
 
 # %% ../../nbs/encoders/22_transformers.ipynb #9d0008d2
 def _pretrained(cls:type, source:str|Path, kind:str): # a model of that class
-    "A pretrained model. ValueError for what cannot be found, and for a model of another kind."
+    "A pretrained model. ValueError if it cannot be found or is of another kind."
     try: found = AutoConfig.from_pretrained(source).model_type
     except (OSError, ValueError) as e:
         raise ValueError(f'{source}: neither a folder with a model nor a hub model within reach '
@@ -159,7 +159,7 @@ class Ast(PatchEncoder):
 
 # %% ../../nbs/encoders/22_transformers.ipynb #35a50ddf
 class SideBySide(Encoder):
-    "An encoder whose tokens are some of its block outputs, side by side."
+    "An encoder whose tokens are the concatenated outputs of some of its blocks."
     def __init__(self,
         encoder:Encoder, # whose block outputs all have a step for each token
         blocks:tuple[int, ...], # which, counted from 0
@@ -190,7 +190,7 @@ class SideBySide(Encoder):
 
 # %% ../../nbs/encoders/22_transformers.ipynb #da2b121e
 class StoredBlocks(Precomputed):
-    "Stands where a `SideBySide` would, for features computed before: its blocks are levels again."
+    "Replaces a `SideBySide` where its features were computed before: its blocks are levels again."
     def __init__(self,
         width:int, # of the features, all blocks together
         pool:str, # see `Precomputed`

@@ -15,7 +15,7 @@ def top_answers(
     probabilities:Tensor, # of the candidates of each query, summing to one (Q, M)
     right:Tensor, # True where a candidate is a right answer (Q, M)
     )->tuple[Tensor, Tensor]: # confidence in the top answer, 0 to 1 (Q,); whether it is right, bool (Q,)
-    "How sure of its first answer, and whether it is right. ValueError for what is no distribution."
+    "The confidence in each first answer, and whether it is right. ValueError if a row is not a distribution."
     if probabilities.shape != right.shape:
         raise ValueError(f'probabilities of shape {tuple(probabilities.shape)}, '
                          f'but right answers of shape {tuple(right.shape)}')

@@ -19,7 +19,7 @@ __all__ = ['ALIVE', 'BUDGET', 'evaluating', 'encode_all', 'bytes_per_pair', 'blo
 # %% ../../nbs/evaluation/41_scoring.ipynb #0832cdef
 @contextmanager
 def evaluating(model:nn.Module):
-    "Evaluation mode without gradients; afterwards every submodule is in the mode in which it was found."
+    "Evaluation mode without gradients; afterwards every submodule is in the mode that it had before."
     modes = [(m, m.training) for m in model.modules()]
     model.eval()
     try:
@@ -100,7 +100,7 @@ def _shortest_first(e:Encoded)->tuple[Encoded, Tensor]: # rows by their number o
     return e[order], order.cpu()
 
 def _blocks(model, audio:Encoded, text:Encoded, rows:int, cols:int)->Iterator[tuple[slice, slice, Tensor]]:
-    "The scores of each block of clips and captions, and where they stand."
+    "The scores of each block of clips and captions, and their position in the matrix."
     device = _device(model)
     starts = [(i, j) for i in range(0, len(audio), rows) for j in range(0, len(text), cols)]
     for i, j in tqdm(starts, desc='scoring', leave=False, delay=2, disable=None):
@@ -133,7 +133,7 @@ def score_all(
 
 # %% ../../nbs/evaluation/41_scoring.ipynb #c4f0a921
 class _Level(RetrievalModel):
-    "A model that is scored by one similarity, without looking twice."
+    "A model that is scored by one similarity, without reranking."
     def __init__(self, model:RetrievalModel, similarity:Callable[[Encoded, Encoded], Tensor]):
         super().__init__()
         self.model, self.similarity = model, similarity

@@ -17,10 +17,10 @@ __all__ = ['CheckpointError', 'trusted', 'save_weights', 'load_weights', 'random
 
 # %% ../../nbs/training/52_checkpoints.ipynb #d7c78089
 class CheckpointError(ValueError):
-    "A checkpoint that must not be used. The message names the file, the reason and the way out."
+    "A checkpoint that must not be used. The message names the file, the reason and what to do."
 
 def trusted(path:str|Path, read=check): # what `read` returns
-    "Read a stored file; damage is an error with a way out."
+    "Read a stored file. If it is damaged, an error says what to do."
     try: return read(path)
     except Damaged as e: raise CheckpointError(f"{e}. Delete it to train anew.") from None
 
@@ -40,9 +40,9 @@ def save_weights(path:str|Path, model:nn.Module, identity:str)->None:
 def load_weights(
     path:str|Path,
     model:nn.Module, # filled in place, on whatever device it is
-    identity:str|None=None, # whose weights they must be; None takes anybody's
+    identity:str|None=None, # of the run that the weights must belong to; None: of any run
     )->nn.Module: # the same model
-    "Load weights. A file that is missing, damaged, of another run or another architecture: an error that says which."
+    "Load weights. An error says if the file is missing, damaged, or of another run or architecture."
     if not Path(path).exists(): raise FileNotFoundError(f"{path}: there are no weights here")
     trusted(path)
     with safe_open(str(path), 'pt') as f:
@@ -63,7 +63,7 @@ def random_state()->dict:
     return {'cpu': torch.get_rng_state(), 'cuda': torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []}
 
 def set_random_state(state:dict)->None:
-    "Put the generators back where they were."
+    "Restore the state of the generators."
     torch.set_rng_state(state['cpu'])
     for i, s in enumerate(state['cuda'][:torch.cuda.device_count()]): torch.cuda.set_rng_state(s, i)
 
@@ -81,7 +81,7 @@ def load_checkpoint(path:str|Path, identity:str)->dict|None: # what was saved, o
     if not Path(path).exists(): return None
     trusted(path)
     try: state = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as e: # torch has a dozen ways to say it
+    except Exception as e: # torch raises many kinds of error here
         raise CheckpointError(f"{path} holds something else than the state of a run ({type(e).__name__}). "
                               "Delete it to train anew.") from e
     _check_identity(path, state.get('identity'), identity)

@@ -48,7 +48,7 @@ def noise_pairs(
 def _require(ok:bool, model:RetrievalModel, what:str)->None:
     if not ok: raise AssertionError(f'{type(model).__name__}: {what}')
 
-def _encoded(model:RetrievalModel, b)->tuple: # what the model makes of a batch's clips and of its captions
+def _encoded(model:RetrievalModel, b)->tuple: # the encodings of a batch's clips and of its captions
     return model.encode_audio(b.audio, b.audio_mask), model.encode_text(b.text, b.text_mask)
 
 def knows_nothing(model:RetrievalModel, pairs:Pairs, chance:Callable[[int], float|dict]=math.log
@@ -107,7 +107,7 @@ def gradients_are_finite(model:RetrievalModel, pairs:Pairs)->int: # parameters t
 RECIPE = Recipe(Stage(25, lr=2e-3), batch_size=16) # enough to learn four dozen pairs by heart
 
 def learns_by_heart(model:RetrievalModel, pairs:Pairs, recipe:Recipe=RECIPE)->list[dict]: # the history of the training
-    "Train on a few pairs. AssertionError if it cannot tell them apart afterwards."
+    "Train on a few pairs. AssertionError if the model does not retrieve them afterwards."
     with TemporaryDirectory() as folder:
         history = fit(model, pairs, pairs, recipe, folder, 0, 'by heart', device='cpu', progress=False)['history']
     best = max(line['valid']['t2a_r1'] for line in history)

@@ -24,7 +24,7 @@ def ancillary(
     clip_of_caption:Tensor, # the clip of each caption (captions,)
     which:str='both', # 'audio', 'text' or 'both'
     )->Tensor: # unit vectors, one per training sample (captions, d)
-    """What the batches are mined from. ValueError for vectors that are not finite or have no direction.
+    """The vectors from which batches are mined. ValueError for vectors that are not finite or have no direction.
     [paper; which of the two: inferred]"""
     one_of('ancillary: which', which, ('audio', 'text', 'both'))
     parts = {'audio': audio[clip_of_caption], 'text': text}
@@ -78,7 +78,7 @@ def mine(
     guard:float|None=0.95, # no two samples of a batch with a higher cosine; None: no such rule
     clip_of_caption:Tensor|None=None, # the clip of each sample (n,): no two of the same in a batch
     )->list[Tensor]: # samples of each batch, int64 (batch_size,)
-    """Cut the training set into easy or hard batches: no sample twice, none lost but the rest that fills no batch.
+    """Cut the training set into easy or hard batches: no sample twice, none lost except for an incomplete batch.
     [paper, Eq. 2 and 3]"""
     x, n = vectors.numpy(), len(vectors)
     clips = None if clip_of_caption is None else np.asarray(clip_of_caption)
@@ -96,7 +96,7 @@ def mine(
 def batches_figure(
     cosines:dict[str, dict[str, Tensor]], # title -> kind of batches -> cosines of pairs that meet, from `in_batch`
     ): # a matplotlib figure
-    "How alike the samples are that meet in a batch: an axis for each title, a curve for each kind of batches."
+    "The similarity of samples in the same batch: an axis for each title, a curve for each kind of batches."
     import matplotlib.pyplot as plt
     colours = {'easy': 'C2', 'random': '.6', 'hard': 'C3'}
     fig, axes = plt.subplots(1, len(cosines), figsize=(max(7, 4.5*len(cosines)), 2.5), squeeze=False)
@@ -131,7 +131,7 @@ class Ancillary:
     @classmethod
     def of(cls,
         pairs:Pairs, # the samples
-        audio:Tensor, # what a trained model makes of their clips (clips, d)
+        audio:Tensor, # a trained model's vectors of their clips (clips, d)
         text:Tensor, # and of their captions (captions, d)
         which:str='both', # see `ancillary`
         source:str='', # the run of that model
@@ -199,7 +199,7 @@ def samplers(
     pool:int=1024, # candidates for a batch
     guard:float|None=0.95, # see `mine`
     )->dict[str,MinedBatches]: # for `fit(samplers=...)`
-    "The samplers 'easy' and 'hard'. ValueError where the vectors are not these pairs'."
+    "The samplers 'easy' and 'hard'. ValueError if the vectors were not made from these pairs."
     of.check(pairs)
     return {how: MinedBatches(of.vectors, batch_size, how, seed, pool, guard, of.clip_of_caption)
             for how in ('easy', 'hard')}

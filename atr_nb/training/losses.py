@@ -33,7 +33,7 @@ def nt_xent(
     temperature:float=0.07, # tau; smaller means the closest negatives count more
     clip_ids:Tensor|None=None, # clip of each pair (B,), to leave out other captions of the same clip
     )->Tensor: # scalar
-    "Symmetric cross-entropy over rows and columns. [ancestor: Mei et al. 2022; the mask is done as it was meant]"
+    "Symmetric cross-entropy over rows and columns. [ancestor: Mei et al. 2022; the mask works as intended there]"
     if not temperature > 0: raise ValueError(f"temperature must be positive, not {temperature}")
     s, negative = _prepared(similarity, clip_ids)
     candidate = negative | torch.eye(len(s), dtype=torch.bool, device=s.device)

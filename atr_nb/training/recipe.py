@@ -20,7 +20,7 @@ SCHEDULES = ('steps', 'one-cycle')
 
 @dataclass(frozen=True)
 class Stage:
-    "One leg of a training schedule. Defaults: Mei et al. 2022's Adam at 1e-4, times 0.1 every 20 epochs. [ancestor]"
+    "One part of a training schedule. Defaults: Mei et al. 2022's Adam at 1e-4, times 0.1 every 20 epochs. [ancestor]"
     epochs:int # at most so many; early stopping may end the stage sooner
     train:tuple[str,...] = ('*',) # patterns on parameter names; a leading '!' excludes
     batches:str = 'random' # which sampler draws the batches
@@ -44,7 +44,7 @@ class Stage:
         optimizer:Optimizer,
         batches:int, # in an epoch
         )->LRScheduler: # to be stepped after every batch
-        "What moves the learning rate along the stage."
+        "The scheduler of the learning rate of this stage."
         if self.schedule == 'one-cycle':
             return OneCycleLR(optimizer, self.lr, total_steps=self.epochs * batches, cycle_momentum=False)
         return StepLR(optimizer, self.lr_step * batches, self.lr_gamma)

@@ -42,7 +42,7 @@ def open_device(
     name:str='auto', # 'auto' (the first GPU if there is one), 'cpu', 'mps', 'cuda' (the first GPU) or 'cuda:N'
     precision:str='no', # 'no' (float32), 'bf16' or 'fp16'
     )->torch.device:
-    "The device of this name. One that is not there or cannot do the precision: a ValueError that says what there is."
+    "The device of this name. ValueError listing the devices if it is missing or cannot compute in this precision."
     there = devices()
     exact = {'auto': 'cuda:0' if 'cuda:0' in there else 'cpu', 'cuda': 'cuda:0'}.get(name, name)
     if exact not in there: raise ValueError(
@@ -69,10 +69,10 @@ def accelerator_for(
     return accelerator
 
 # %% ../../nbs/training/53_trainer.ipynb #529fbef9
-LOOK = 20 # batches between two looks at the loss
+LOOK = 20 # batches between two inspections of the loss
 
 def _look(losses, where, bar):
-    "Inspect the losses since the last look; name the first batch whose loss is not a number."
+    "Inspect the losses since the last inspection; name the first batch whose loss is not a number."
     recent = torch.stack(losses[(len(losses) - 1) // LOOK * LOOK:])[:, 0].tolist()
     for i, loss in enumerate(recent, len(losses) - len(recent) + 1):
         if not math.isfinite(loss):
@@ -172,7 +172,7 @@ class Job:
     bar:tqdm
 
 def run_epoch(job:Job, state:dict, optimizer, scheduler, accelerator:Accelerator)->dict: # the epoch's line of the log
-    "Train and validate once, and note in `state` what came of it."
+    "Train and validate for one epoch, and record the result in `state`."
     k, epoch, recipe, started = state['stage'], state['epoch'], job.recipe, time.perf_counter()
     stage = recipe.stages[k]
     where = f'stage {k + 1}' + (f' ({stage.name})' if stage.name else '') + f', epoch {epoch + 1} of {stage.epochs}'
@@ -193,7 +193,7 @@ def run_epoch(job:Job, state:dict, optimizer, scheduler, accelerator:Accelerator
 
 # %% ../../nbs/training/53_trainer.ipynb #6a6f4699
 def _over(state, stage, patience)->bool:
-    "Is the stage at its end, or out of patience?"
+    "Has the stage reached its last epoch, or is its patience exhausted?"
     waited = state['epoch'] - state['best']['epoch'] if state['best'] else 0
     return state['epoch'] >= stage.epochs or 0 < patience <= waited
 
@@ -228,9 +228,9 @@ def fit(
     train:Pairs,
     valid:Pairs, # chooses the best epoch
     recipe:Recipe,
-    folder:str|Path, # where the run lives; call again with the same folder to continue
+    folder:str|Path, # of the run; call again with the same folder to continue
     seed:int, # of the batches and of dropout
-    identity:str, # whose run this is: the method and the hash of everything that determines it
+    identity:str, # of the run: the method and the hash of everything that determines it
     device:str='auto', # 'auto', 'cpu', 'mps', 'cuda' or 'cuda:N'
     precision:str='no', # 'no', 'bf16' or 'fp16'
     samplers:dict|None=None, # name -> object with batches(epoch); 'random' is built in
@@ -265,7 +265,7 @@ def fit(
 
 # %% ../../nbs/training/53_trainer.ipynb #1a2bd586
 def load_result(folder:str|Path, identity:str)->dict|None: # what `fit` returned
-    "The result of a finished run, or None. One of another run raises a CheckpointError."
+    "The result of a finished run, or None. CheckpointError if it is the result of another run."
     path = Path(folder)/'result.json'
     if not path.exists(): return None
     result = trusted(path, load_json)
