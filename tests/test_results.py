@@ -394,7 +394,7 @@ def test_what_is_shown_of_a_collapsed_model_agrees_with_its_name(tmp_path):
     for name in ('ids', 'captions', 'flat_captions'): setattr(toy, name, getattr(toy, name) * 3)
     toy.clip_of_caption = torch.arange(36)
     saved = json.loads(R.save_examples(tmp_path, [R.Examples(toy, torch.zeros(36, 36), 'collapsed')]).read_text())['queries']
-    kinds = {kind: (first + 1, last + 1) for kind, first, last in R.KINDS}
+    kinds = {kind: (first + 1, last + 1) for kind, first, last in R.OUTCOMES}
     assert saved and all(kinds[q['why']][0] <= q['place'] <= kinds[q['why']][1] for q in saved)
 
 def test_nothing_from_outside_runs(house):
