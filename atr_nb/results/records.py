@@ -12,8 +12,7 @@ from ..evaluation.metrics import Place, packed, places, ranks_hash, retrieval_me
 from ..files import Damaged, load_arrays, unsealed
 
 # %% auto #0
-__all__ = ['KEYS', 'AGAIN', 'load_records', 'load_ranks', 'place_of', 'measured_on', 'toy_name', 'toy_record', 'toy_run',
-           'toy_runs']
+__all__ = ['KEYS', 'AGAIN', 'load_records', 'load_ranks', 'place_of', 'measured_on', 'toy_record', 'toy_run', 'toy_runs']
 
 # %% ../../nbs/results/71_records.ipynb #d182de9e
 KEYS = ('run', 'profile', 'paper', 'table', 'row', 'dataset', 'split', 'seed', 'metrics', 'ranks', 'n_clips',
@@ -96,7 +95,7 @@ def measured_on(
     return sizes
 
 # %% ../../nbs/results/71_records.ipynb #44ec422c
-def toy_name(row:str, seed:int, dataset:str, table:str)->str: return f'toy {table} {row} {dataset} {seed}'
+def _toy_name(row:str, seed:int, dataset:str, table:str)->str: return f'toy {table} {row} {dataset} {seed}'
 
 def toy_record(
     row:str, # its label
@@ -107,7 +106,7 @@ def toy_record(
     table:str='losses',
     )->dict:
     "The record of a run that nobody made: scores as they are given, measured like real ones."
-    run, (clips, captions) = toy_name(row, seed, dataset, table), scores.shape
+    run, (clips, captions) = _toy_name(row, seed, dataset, table), scores.shape
     owner = torch.arange(clips).repeat_interleave(captions // clips)
     t2a, a2t = map(packed, places(scores, owner))
     ranks |= {f'{run}_t2a': t2a, f'{run}_a2t': a2t}
@@ -129,7 +128,7 @@ def toy_run(
     table:str='losses',
     )->dict:
     "The record of a toy model: the stronger its signal, the better it is."
-    own = zlib.crc32(toy_name(row, seed, dataset, table).encode())
+    own = zlib.crc32(_toy_name(row, seed, dataset, table).encode())
     scores = _noise(99) + _noise(own)
     scores[torch.arange(300) // 5, torch.arange(300)] += signal
     return toy_record(row, scores, seed, ranks, dataset, table)
