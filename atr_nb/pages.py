@@ -60,7 +60,8 @@ def verdicts(
     profile:str='embedded',
     )->str: # a table in Markdown, a row for each paper; links start in nbs/
     "Every claim under its verdict, with the effect that decided it; a paper's name leads to the notebook that was run"
-    from atr_nb.results.tables import SAYS, deciding, load_claims, signed
+    from atr_nb.results.claims import SAYS, deciding, load_claims
+    from atr_nb.results.tables import signed
     rows = []
     for name in (p.name for p in reproductions(root)):
         folder = root/'reports'/profile/name

@@ -15,7 +15,7 @@ from atr_nb.encoders.tower import Precomputed
 from atr_nb.methods import create
 from atr_nb.methods.cmlf import cmlf_recipe, encoder_of, thirds
 from atr_nb.model import Encoded, RetrievalModel
-from atr_nb.results.tables import Claim
+from atr_nb.results.claims import Claim
 from atr_nb.training.checkpoints import load_weights
 from atr_nb.training.curriculum import Ancillary, MinedBatches, ancillary, grow, in_batch, mine, samplers, share_with_twin
 from atr_nb.training.recipe import Recipe, Stage, apply_stage, selected

@@ -24,7 +24,7 @@ from atr_nb.data import features
 from atr_nb.files import load_json
 from atr_nb.results import runs
 from atr_nb.results.runs import Runs
-from atr_nb.results.tables import load_ranks, load_records
+from atr_nb.results.records import load_ranks, load_records
 from atr_nb.settings import load
 
 ATR = str(Path(sys.executable).with_name('atr-nb'))

@@ -8,8 +8,7 @@ from atr_nb.data.scenes import RATE, Scenes, events, understand
 from atr_nb.evaluation.scoring import encode_all, level_scores, score_all
 from atr_nb.methods.mgrl import MGRL
 from atr_nb.encoders.tower import Precomputed
-from atr_nb.results import cost, hearing, levels
-from atr_nb.results import tables as T
+from atr_nb.results import claims as T, cost, hearing, levels
 from atr_nb.training.checks import AUDIO, TEXT, noise_pairs
 from test_results import toy_run
 

@@ -105,7 +105,7 @@ def test_a_sentence_does_not(package, parts, module):
 
 
 def test_every_module_that_can_change_a_number_is_tried():
-    aside = 'settings cli pages files figures notebooks processes __init__ _modidx results.tables results.report results.published results.experiment '
+    aside = 'settings cli pages files figures notebooks processes __init__ _modidx results.records results.tables results.claims results.report results.published results.experiment '
     aside += 'results.auxiliary results.cost results.hearing results.levels results.compare results.choices results.plan '
     aside += 'training.checks evaluation.significance methods.__init__ '
     aside += 'methods.baseline methods.cmlf methods.hci_ac methods.tha_dcr methods.diffatr evaluation.calibration alignment.segments alignment.factors alignment.cross '

@@ -7,7 +7,7 @@ import nbformat
 
 from atr_nb.notebooks import about
 from atr_nb.pages import papers, readme, verdicts
-from atr_nb.results.tables import SAYS, overall
+from atr_nb.results.claims import SAYS, overall
 
 
 def test_readme_is_current(root):

@@ -7,8 +7,9 @@ from urllib.parse import unquote
 import numpy as np, pandas as pd, pytest, torch
 from atr_nb.data.batches import Pairs
 from atr_nb.data.scenes import Scenes
+from atr_nb.evaluation.metrics import ranks_hash
 from atr_nb.files import save_arrays, sealed, write_file
-from atr_nb.results import published as P, report as R, tables as T
+from atr_nb.results import claims as C, published as P, records as K, report as R, tables as T
 from atr_nb.results.experiment import Experiment
 from atr_nb.results.runs import Records
 from atr_nb.settings import load
@@ -27,7 +28,7 @@ def toy_run(row, seed, spread, ranks, dataset='scenes-sparse', table='losses', *
     ranks |= {f'{run}_{way}': place for way, place in both.items()}
     ranks[f'{dataset}_clip_of_caption'], ranks[f'{dataset}_group'] = CLIP_OF_CAPTION, np.arange(40)//4
     metrics = {f'{way}_r{k}': 100 * float((place[0] < k).mean()) for way, place in both.items() for k in (1, 5, 10)}
-    return dict(run=run, profile='toy', paper='baseline', table=table, row=row, dataset=dataset, split='test', seed=seed, metrics=metrics, ranks=T.ranks_hash(**both), n_clips=40, n_captions=200,
+    return dict(run=run, profile='toy', paper='baseline', table=table, row=row, dataset=dataset, split='test', seed=seed, metrics=metrics, ranks=ranks_hash(**both), n_clips=40, n_captions=200,
                 ids_sha256='ab'*32, n_parameters=1000, commit='toy', versions={'toy': '1'}, device='toy', seconds=1.5, peak_memory_mb=10) | changes
 
 def toy_runs(ranks, **k): return [toy_run(row, seed, spread, ranks, **k) for row, spread in (('good', 8), ('poor', 30)) for seed in range(3)]
@@ -52,8 +53,8 @@ def house(tmp_path):
     "A toy reports folder with one whole paper."
     ranks = {}; records = toy_runs(ranks) + toy_runs(ranks, dataset='scenes-dense')
     folder = write_runs(tmp_path/'embedded'/'baseline', records, ranks)
-    claims = T.judge_all([T.Claim('better', 'A <b>toy</b> claim', ('losses', 'good'), ('losses', 'poor')), T.Claim('worse', 'A claim upside down', ('losses', 'poor'), ('losses', 'good'))], records, ranks)
-    T.write_claims(folder, claims); T.write_tables(folder, [T.table(records, 'losses')])
+    claims = C.judge_all([C.Claim('better', 'A <b>toy</b> claim', ('losses', 'good'), ('losses', 'poor')), C.Claim('worse', 'A claim upside down', ('losses', 'poor'), ('losses', 'good'))], records, ranks)
+    C.write_claims(folder, claims); T.write_tables(folder, [T.table(records, 'losses')])
     import matplotlib.pyplot as plt
     fig, ax = plt.subplots(figsize=(2, 1)); ax.plot([0, 1]); R.save_figure(folder, 'line', fig, 'A toy line & "quotes" <script>'); plt.close(fig)
     scores = np.random.default_rng(0).normal(size=(12, 12)) + np.eye(12)
@@ -89,7 +90,7 @@ def test_published_columns_are_checked(tmp_path):
 
 def test_records_round_trip(tmp_path):
     records = toy_runs({}); write_runs(tmp_path, records + records[:2])
-    assert T.load_records(tmp_path) == records
+    assert K.load_records(tmp_path) == records
 
 def line(**changes): return json.dumps(sealed(toy_run('x', 9, 8, {}) | changes))
 
@@ -99,7 +100,7 @@ def line(**changes): return json.dumps(sealed(toy_run('x', 9, 8, {}) | changes))
 def test_a_damaged_line_is_named(tmp_path, line):
     write_runs(tmp_path, toy_runs({}))
     with open(tmp_path/'runs.jsonl', 'a') as f: f.write(line)
-    with pytest.raises(ValueError, match=r'runs\.jsonl, line 7'): T.load_records(tmp_path)
+    with pytest.raises(ValueError, match=r'runs\.jsonl, line 7'): K.load_records(tmp_path)
 
 def test_a_flipped_digit_is_named(tmp_path):
     "Whatever digit of a record is another one, the record is refused; a number that nobody measured reaches no table"
@@ -110,11 +111,11 @@ def test_a_flipped_digit_is_named(tmp_path):
         other = str((int(lines[2][at]) + 1) % 10)
         (tmp_path/'runs.jsonl').write_text(''.join([*lines[:2], lines[2][:at] + other + lines[2][at+1:], *lines[3:]]))
         with pytest.raises(ValueError, match=r'runs\.jsonl, line 3.*delete the line and run that configuration again'):
-            T.load_records(tmp_path)
+            K.load_records(tmp_path)
 
 def test_two_runs_under_one_label_are_refused(tmp_path):
     a = toy_run('x', 0, 8, {}); write_runs(tmp_path, [a, a | dict(run='another')])
-    with pytest.raises(ValueError, match='already stands'): T.load_records(tmp_path)
+    with pytest.raises(ValueError, match='already stands'): K.load_records(tmp_path)
 
 def test_embedded_results_never_stand_beside_a_paper():
     forged = pd.DataFrame([dict(paper='x', table='losses', row='good', dataset='scenes-sparse', split='test', metric=m, value=50., source='forged', note='') for m in T.SHOWN])
@@ -155,25 +156,25 @@ def test_tables_are_written_whole(tmp_path):
 
 def test_claims(tmp_path):
     ranks = {}; records = toy_runs(ranks); write_runs(tmp_path, records, ranks)
-    good, bad = T.judge_all([T.Claim('a', 's', ('losses', 'good'), ('losses', 'poor')), T.Claim('b', 's', ('losses', 'poor'), ('losses', 'good'), metric='a2t_r10')], T.load_records(tmp_path), T.load_ranks(tmp_path))
+    good, bad = C.judge_all([C.Claim('a', 's', ('losses', 'good'), ('losses', 'poor')), C.Claim('b', 's', ('losses', 'poor'), ('losses', 'good'), metric='a2t_r10')], K.load_records(tmp_path), K.load_ranks(tmp_path))
     assert good['verdict'] == 'holds' and bad['verdict'] == 'does not hold' and len(good['runs']) == 6 and len(good['spread']) == 3
     mean = T.summarise(records).set_index('row').t2a_r1
     assert good['effect'] == pytest.approx(mean.good - mean.poor) and good['ci_low'] < good['effect'] < good['ci_high']
-    T.write_claims(tmp_path, [good, bad]); assert T.load_claims(tmp_path) == [good, bad]
+    C.write_claims(tmp_path, [good, bad]); assert C.load_claims(tmp_path) == [good, bad]
     assert {'claim', 'verdict', 'effect', 'ci_low', 'ci_high', 'runs'} <= json.loads((tmp_path/'claims.json').read_text())[0].keys()
-    text = T.Verdicts([good, bad])._repr_markdown_(); assert '✓ holds' in text and '✗ does not hold' in text
+    text = C.Verdicts([good, bad])._repr_markdown_(); assert '✓ holds' in text and '✗ does not hold' in text
 
 def test_a_claim_needs_matching_runs():
     ranks = {}; records = toy_runs(ranks) + toy_runs(ranks, dataset='scenes-dense')
-    claim = lambda **k: T.Claim(**(dict(name='c', statement='s', better=('losses', 'good'), worse=('losses', 'poor')) | k))
+    claim = lambda **k: C.Claim(**(dict(name='c', statement='s', better=('losses', 'good'), worse=('losses', 'poor')) | k))
     for k, complaint in ((dict(better=('losses', 'god')), 'no run for losses / god'), ({}, 'several datasets'), (dict(metric='t2a_medr', dataset='scenes-dense'), 'cannot be judged'),
                          (dict(better=('losses', 'good', 'scenes-dense'), worse=('losses', 'poor', 'scenes-sparse')), 'same dataset')):
-        with pytest.raises(ValueError, match=complaint): T.judge(claim(**k), records, ranks)
+        with pytest.raises(ValueError, match=complaint): C.judge(claim(**k), records, ranks)
     lost = {k: v for k, v in ranks.items() if 'good' not in k}
-    with pytest.raises(ValueError, match='ranks.npz holds no'): T.judge(claim(dataset='scenes-dense'), records, lost)
-    with pytest.raises(ValueError, match='do not belong together'): T.judge(claim(dataset='scenes-dense'), [r | dict(metrics={'t2a_r1': 77.}) for r in records], ranks)
+    with pytest.raises(ValueError, match='ranks.npz holds no'): C.judge(claim(dataset='scenes-dense'), records, lost)
+    with pytest.raises(ValueError, match='do not belong together'): C.judge(claim(dataset='scenes-dense'), [r | dict(metrics={'t2a_r1': 77.}) for r in records], ranks)
 
-CLAIM = T.Claim('good beats poor', 's', ('losses', 'good'), ('losses', 'poor'))
+CLAIM = C.Claim('good beats poor', 's', ('losses', 'good'), ('losses', 'poor'))
 
 def test_ranks_of_another_run_are_refused(tmp_path):
     ranks = {}
@@ -183,11 +184,11 @@ def test_ranks_of_another_run_are_refused(tmp_path):
         ranks[f'{good}_{way}'], ranks[f'{poor}_{way}'] = ranks[f'{poor}_{way}'], ranks[f'{good}_{way}']
     write_runs(tmp_path, records, ranks)
     with pytest.raises(ValueError, match=f'{good}.*do not go together.*run the notebook again'):
-        T.judge(CLAIM, T.load_records(tmp_path), T.load_ranks(tmp_path))
+        C.judge(CLAIM, K.load_records(tmp_path), K.load_ranks(tmp_path))
     older = {k: np.roll(v, 1, axis=-1) if 't2a' in k else v for k, v in ranks.items()} # whole, but of another day
     save_arrays(tmp_path/'ranks.npz', **older)
     with pytest.raises(ValueError, match='do not go together'):
-        T.judge(CLAIM, T.load_records(tmp_path), T.load_ranks(tmp_path))
+        C.judge(CLAIM, K.load_records(tmp_path), K.load_ranks(tmp_path))
 
 def test_damaged_ranks_are_refused(tmp_path):
     "Cut anywhere, or with any byte changed: never another verdict, always the file's name"
@@ -198,9 +199,9 @@ def test_damaged_ranks_are_refused(tmp_path):
     changed = [whole[:at] + bytes([whole[at] ^ rng.integers(1, 256)]) + whole[at+1:] for at in rng.integers(0, len(whole), 150)]
     for damaged in cut + changed:
         file.write_bytes(damaged)
-        with pytest.raises(ValueError, match=r'ranks\.npz.*run the notebook again'): T.load_ranks(tmp_path)
+        with pytest.raises(ValueError, match=r'ranks\.npz.*run the notebook again'): K.load_ranks(tmp_path)
     np.savez_compressed(file, **ranks) # as versions before this one wrote it
-    with pytest.raises(ValueError, match=r'ranks\.npz.*run the notebook again'): T.load_ranks(tmp_path)
+    with pytest.raises(ValueError, match=r'ranks\.npz.*run the notebook again'): K.load_ranks(tmp_path)
 
 def test_ties_count_alike_in_metrics_and_claims(tmp_path):
     "From scores to files to verdicts: a constant matrix and doubled clips are judged, and by the numbers in the records"
@@ -212,19 +213,19 @@ def test_ties_count_alike_in_metrics_and_claims(tmp_path):
     rows = {'noisy': noisy, 'doubled clips': noisy[torch.arange(32) // 2 * 2], 'coarse': noisy.round(), 'constant': torch.zeros(32, 160)}
     for row, scores in rows.items(): lab.measure('ties', row, clips.name, scores)
     folder = lab.save()
-    records, ranks = T.load_records(folder), T.load_ranks(folder)
+    records, ranks = K.load_records(folder), K.load_ranks(folder)
     measured = {r['row']: r['metrics'] for r in records}
     for metric in T.SHOWN:
         for better in rows:
             for worse in rows:
-                judged = T.judge(T.Claim('c', 's', ('ties', better), ('ties', worse), metric), records, ranks)
+                judged = C.judge(C.Claim('c', 's', ('ties', better), ('ties', worse), metric), records, ranks)
                 expected = measured[better][metric] - measured[worse][metric]
                 assert judged['effect'] == pytest.approx(expected, abs=1e-9), (metric, better, worse)
     assert measured['constant']['t2a_r1'] == pytest.approx(100 / 32)
-    assert T.judge(T.Claim('c', 's', ('ties', 'noisy'), ('ties', 'constant')), records, ranks)['verdict'] == 'holds'
+    assert C.judge(C.Claim('c', 's', ('ties', 'noisy'), ('ties', 'constant')), records, ranks)['verdict'] == 'holds'
 
 def test_overall():
-    assert T.overall(['holds', 'holds']) == 'holds' and T.overall(['holds', 'undecided']) == 'undecided' and T.overall(['holds', 'undecided', 'does not hold']) == 'does not hold'
+    assert C.overall(['holds', 'holds']) == 'holds' and C.overall(['holds', 'undecided']) == 'undecided' and C.overall(['holds', 'undecided', 'does not hold']) == 'does not hold'
 
 # ---- the report
 
@@ -258,9 +259,9 @@ def test_a_verdict_stands_beside_what_it_judges(house):
     better, worse = dict(better=('losses', 'good'), worse=('losses', 'poor')), dict(better=('losses', 'poor'), worse=('losses', 'good'))
     level = dict(better=('losses', 'good'), worse=('losses', 'good'))
     mixed = {'refuted': {'up': better, 'down': worse, 'same': level}, 'open': {'up': better, 'same': level}, 'true': {'up': better, 'up again': better}}
-    claims = [T.Claim(name, s, **sides, dataset='scenes-dense') for name, statements in mixed.items() for s, sides in statements.items()]
-    verdicts = T.judge_all(claims, T.load_records(folder), T.load_ranks(folder))
-    T.write_claims(folder, verdicts)
+    claims = [C.Claim(name, s, **sides, dataset='scenes-dense') for name, statements in mixed.items() for s, sides in statements.items()]
+    verdicts = C.judge_all(claims, K.load_records(folder), K.load_ranks(folder))
+    C.write_claims(folder, verdicts)
     single = {'up': 'holds', 'up again': 'holds', 'down': 'does not hold', 'same': 'undecided'}
     whole = {'refuted': 'does not hold', 'open': 'undecided', 'true': 'holds'}
 
@@ -273,10 +274,10 @@ def test_a_verdict_stands_beside_what_it_judges(house):
         lines = re.findall(r'<tr><th scope="row">.*?</tr>', card, re.S)
         rows = [(re.search(r'<th scope="row">(.*?)<br>', r)[1], re.search(word, r)[1]) for r in lines]
         assert rows == [(s.capitalize(), single[s]) for s in statements]
-    assert all(f'{T.SAYS[v]}: 1' in text for v in T.SAYS) and 'that of the whole' in text
+    assert all(f'{C.SAYS[v]}: 1' in text for v in C.SAYS) and 'that of the whole' in text
 
     cells = [[c.strip(' *') for c in l.split('|')[1:3]] for l in verdicts._repr_markdown_().splitlines() if l.startswith('| ')][2:]
-    assert cells == [[n, T.SAYS[v]] for name in mixed for n, v in [(name, whole[name]), *((s, single[s]) for s in mixed[name])]]
+    assert cells == [[n, C.SAYS[v]] for name in mixed for n, v in [(name, whole[name]), *((s, single[s]) for s in mixed[name])]]
 
 def matrix(text):
     "Of each claim on the first screen: where it leads, its name, verdict, effect and interval."
@@ -286,13 +287,13 @@ def matrix(text):
 
 def test_the_first_screen_says_what_decided(house):
     "Each claim leads to its place, with the verdict of the whole and the number on which it hangs"
-    claims = T.load_claims(house/'embedded'/'baseline')
+    claims = C.load_claims(house/'embedded'/'baseline')
     text = R.render(house).read_text()
     page = Page(text)
     expected = []
     for n, (name, statements) in enumerate(claims.by_claim().items(), 1):
-        decides = T.deciding(statements)
-        assert decides['verdict'] == T.overall([c['verdict'] for c in statements])
+        decides = C.deciding(statements)
+        assert decides['verdict'] == C.overall([c['verdict'] for c in statements])
         assert all(c['effect'] >= decides['effect'] for c in statements if c['verdict'] == decides['verdict'])
         interval = f"[{T.signed(decides['ci_low'])}, {T.signed(decides['ci_high'])}]"
         expected.append((f'baseline-claim-{n}', name.capitalize(), decides['verdict'], T.signed(decides['effect']), interval))
@@ -302,8 +303,8 @@ def test_the_first_screen_says_what_decided(house):
 def test_profiles_of_a_paper_stand_side_by_side(house):
     "One place for a paper and for each of its claims, however many profiles have judged it"
     shutil.copytree(house/'embedded'/'baseline', house/'audiocaps'/'baseline')
-    claims = T.load_claims(house/'audiocaps'/'baseline')
-    T.write_claims(house/'audiocaps'/'baseline', [c for c in claims if c['claim'] == 'better'])
+    claims = C.load_claims(house/'audiocaps'/'baseline')
+    C.write_claims(house/'audiocaps'/'baseline', [c for c in claims if c['claim'] == 'better'])
     text = R.render(house).read_text()
     page = Page(text)
     assert len(page.ids) == len(set(page.ids)) and text.count('<article') == 1 and text.count('<section class="claim"') == 2
@@ -320,7 +321,7 @@ def test_names_are_only_text(house):
                for row, spread in (('good', 8), ('poor', 30)) for seed in range(3)]
     folder = write_runs(house/'my "own" <i> ü'/"o'neil & 音 <b>", records, ranks)
     sides = (RUDE, 'good' + RUDE), (RUDE, 'poor' + RUDE)
-    T.write_claims(folder, T.judge_all([T.Claim(RUDE, 'says ' + RUDE, *sides)], records, ranks))
+    C.write_claims(folder, C.judge_all([C.Claim(RUDE, 'says ' + RUDE, *sides)], records, ranks))
     shutil.copytree(house/'embedded'/'baseline'/'figures', folder/'figures')
     (folder/'figures'/'line.png').rename(folder/'figures'/'a "b" ü.png')
     executed(folder, '# ' + RUDE, '> ' + RUDE)
@@ -355,7 +356,7 @@ def test_the_papers_own_words_and_numbers(house, monkeypatch):
                             for row, value in (('good', 30.), ('poor', 28.5))])
     monkeypatch.setattr(R, '_published', lambda paper: numbers)
     monkeypatch.setattr(R, 'sentences', lambda paper: {'bett': dict(words='best of <all>', place='Toy 2024, abstract')})
-    monkeypatch.setattr(R, 'table', lambda records, name, known: T.table(records, name))
+    monkeypatch.setattr(R, 'tables_of', lambda records, known: T.tables_of(records))
     text = R.render(house).read_text()
     better, worse = re.findall(r'<section class="claim".*?</section>', text, re.S)
     assert '&ldquo;best of &lt;all&gt;&rdquo; <cite>Toy 2024, abstract</cite>' in better and '<blockquote>' not in worse
@@ -393,7 +394,7 @@ def test_what_is_shown_of_a_collapsed_model_agrees_with_its_name(tmp_path):
     for name in ('ids', 'captions', 'flat_captions'): setattr(toy, name, getattr(toy, name) * 3)
     toy.clip_of_caption = torch.arange(36)
     saved = json.loads(R.save_examples(tmp_path, [R.Examples(toy, torch.zeros(36, 36), 'collapsed')]).read_text())['queries']
-    kinds = {kind: (first + 1, last + 1) for kind, first, last in R.KINDS}
+    kinds = {kind: (first + 1, last + 1) for kind, first, last in R.OUTCOMES}
     assert saved and all(kinds[q['why']][0] <= q['place'] <= kinds[q['why']][1] for q in saved)
 
 def test_nothing_from_outside_runs(house):
@@ -484,7 +485,7 @@ def test_reports_of_the_project_stay_small_and_whole():
     reports = ROOT/'reports'
     assert sum(f.stat().st_size for f in reports.rglob('*') if f.is_file()) < 25e6
     for runs in reports.glob('*/*/runs.jsonl'):
-        records = T.load_records(runs.parent)
+        records = K.load_records(runs.parent)
         assert not any('toy' in r['run'] or r['profile'] == 'toy' for r in records)
 
 def test_peak_memory_is_of_the_process_itself():

@@ -10,7 +10,8 @@ import pytest
 from nbformat import write
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from atr_nb.results.tables import load_claims, load_records
+from atr_nb.results.claims import load_claims
+from atr_nb.results.records import load_records
 
 BIN = Path(sys.executable).parent
 SMALL = dict(datasets='scenes-sparse', train_size=32, val_size=8, test_size=16, epochs=1, width=16)

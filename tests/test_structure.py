@@ -55,6 +55,14 @@ def test_nothing_imports_from_a_room_below(path):
     assert not below
 
 
+def test_from_records_to_the_report_leads_one_way():
+    way = 'records tables claims report experiment'.split()
+    for k, name in enumerate(way):
+        later = {f'atr_nb.results.{n}' for n in way[k + 1:]}
+        back = {n for n in imports(PACKAGE/'results'/f'{name}.py') if n in later or n.rpartition('.')[0] in later}
+        assert not back, name
+
+
 @pytest.mark.parametrize('path', MODULES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
 def test_no_star_imports(path):
     stars = [n.lineno for n in ast.walk(ast.parse(path.read_text(encoding='utf-8'))) if isinstance(n, ast.ImportFrom) and any(a.name == '*' for a in n.names)]

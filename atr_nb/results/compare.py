@@ -6,7 +6,9 @@
 from __future__ import annotations
 from pathlib import Path
 import pandas as pd
-from .tables import SHOWN, load_claims, load_records
+from .claims import load_claims
+from .records import load_records
+from .tables import SHOWN
 
 # %% auto #0
 __all__ = ['LABEL', 'paper_folders', 'differences', 'changed_verdicts', 'compare']

@@ -16,8 +16,10 @@ from ..methods.cmlf import SHARES, cmlf_recipe
 from .published import published
 from .report import Examples, save_examples, save_figure
 from .runs import Runs, Setup
-from . import tables
-from .tables import Claim, Table, Verdicts, judge_all, load_ranks, place_of, write_claims, write_tables
+from . import claims, tables
+from .claims import Claim, Verdicts, judge_all, write_claims
+from .records import load_ranks, place_of
+from .tables import Table, tables_of, write_tables
 from ..settings import Settings
 from ..training.curriculum import Ancillary, MinedBatches, samplers
 from ..training.recipe import Recipe
@@ -197,7 +199,7 @@ def compare(self:Experiment, better:tuple, worse:tuple, metric:str='t2a_r1', dat
     "Judge two rows, (table, row) each, without making a claim of it; on the first dataset unless told otherwise."
     claim = Claim('compared', '', better, worse, metric, dataset or self.settings.datasets[0])
     self.save()
-    return tables.judge(claim, self.records, load_ranks(self.folder))
+    return claims.judge(claim, self.records, load_ranks(self.folder))
 
 @patch
 def verdict(self:Experiment, claim:str)->str: # 'holds', 'does not hold' or 'undecided'
@@ -226,7 +228,7 @@ def finish(self:Experiment, examples:Iterable[Examples]=())->str: # a line for t
     examples = list(examples)
     if examples: save_examples(self.folder, examples)
     self.save()
-    write_tables(self.folder, [self.table(name) for name in dict.fromkeys(r['table'] for r in self.records)])
+    write_tables(self.folder, tables_of(self.records, self.known))
     write_claims(self.folder, self.verdicts)
     untrue = len(self.findings.untrue)
     left = f', {untrue} sentence{"s" * (untrue > 1)} left out' if untrue else ''

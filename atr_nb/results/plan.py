@@ -17,7 +17,8 @@ from ..notebooks import read_notebook
 from . import experiment, opening, runs
 from .choices import REPORTS
 from .runs import STORED, RUN, TRIAL
-from .tables import duration, load_records
+from .records import load_records
+from .tables import duration
 from ..settings import Settings
 from ..training.curriculum import MinedBatches
 

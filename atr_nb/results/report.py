@@ -18,9 +18,10 @@ import atr_nb
 from ..figures import draw_stages
 from ..files import write_file
 from ..notebooks import About, about, body, read_notebook
-from .published import DATASETS, published, sentences
-from .tables import (HEADINGS, SAYS, Verdicts, deciding, duration, load_claims, load_records, signed,
-                                   table, titled)
+from .claims import SAYS, Verdicts, deciding, load_claims, printed
+from .published import published, sentences
+from .records import load_records
+from .tables import HEADINGS, in_short, signed, tables_of
 
 # %% auto #0
 __all__ = ['OUTCOMES', 'CLASS', 'SHAPE', 'FILES', 'ASSETS', 'PROFILES', 'CUT', 'save_figure', 'training_figure', 'stages_figure',
@@ -332,13 +333,6 @@ def _facts(records:list[dict], folder:Path)->list[tuple[str, str]]:
             ('peak memory', f"{max(r['peak_memory_mb'] for r in records):,.0f} MB"),
             *((f'parameter {k}', json.dumps(v)) for k, v in _parameters(folder).items())]
 
-def _in_short(records:list[dict])->str:
-    "How much was run, for how long and on what: '28 runs · 3 seeds · 6 min · x86_64 CPU, 1 thread'."
-    runs = {r['run']: r for r in records}.values()
-    def counted(n, what): return f"{n:,} {what}{'s' * (n > 1)}"
-    return ' · '.join([counted(len(runs), 'run'), counted(len({r['seed'] for r in runs}), 'seed'),
-                       duration(sum(r['seconds'] for r in runs)), *sorted({str(r['device']) for r in runs})])
-
 # %% ../../nbs/results/73_report.ipynb #483e7ebf
 FILES = {'the notebook': 'notebook.html', **{f: f for f in 'notebook.ipynb tables.csv runs.jsonl claims.json'.split()}}
 
@@ -350,33 +344,19 @@ def read_results(
     records, known = load_records(folder), _published(folder.name)
     claims, notices = _claims(folder, {r['run'] for r in records})
     figures, unread = _figures(folder)
-    tables = [table(records, name, known) for name in dict.fromkeys(r['table'] for r in records)]
     return dict(profile=folder.parent.name, base=f'{folder.parent.name}/{folder.name}/', about=_about(folder),
-                short=_in_short(records), claims=claims.by_claim(), tables=tables, figures=figures,
+                short=in_short(records), claims=claims.by_claim(), tables=tables_of(records, known), figures=figures,
                 queries=_queries(folder), facts=_facts(records, folder), notices=[*notices, *unread, *told],
                 files={label: f for label, f in FILES.items() if (folder/f).is_file()})
 
 # %% ../../nbs/results/73_report.ipynb #5eafb275
-def _printed(statements:list[dict], known:pd.DataFrame|None)->dict[str, str]: # effect -> where it comes from
-    "What the paper's own numbers say to the same comparisons."
-    if known is None: return {}
-    numbers = {(r.row, r.metric, r.dataset): r for r in known[known.value.notna()].itertuples()}
-    out = {}
-    for c in statements:
-        for dataset in DATASETS:
-            a, b = (numbers.get((c[side], c['metric'], dataset)) for side in ('better', 'worse'))
-            if not a or not b: continue
-            effect = f"{signed(a.value - b.value)} ({dataset}, {HEADINGS[c['metric']]}: {a.value:.1f} − {b.value:.1f})"
-            out[effect] = f"{c['better']} − {c['worse']}: {a.source}"
-    return out
-
 def _claim(name:str, id:str, results:list[dict], known:pd.DataFrame|None, said:dict)->dict:
     "A claim with what came out under each profile, the paper's own words and its own numbers."
     outcomes = [dict(profile=r['profile'], statements=r['claims'][name], decides=deciding(r['claims'][name]))
                 for r in results if name in r['claims']]
     quoted = next((q for begins, q in said.items() if name.startswith(begins)), None)
     return dict(id=id, name=name, outcomes=outcomes, quoted=quoted,
-                printed=_printed([c for o in outcomes for c in o['statements']], known))
+                printed=printed([c for o in outcomes for c in o['statements']], known))
 
 # %% ../../nbs/results/73_report.ipynb #90da2873
 def _line(text:str)->Markup:
@@ -500,5 +480,5 @@ def render(
     verdicts = [o['decides']['verdict'] for p in papers if p['of_paper']
                 for c in p['claims'] for o in c['outcomes']]
     html = _fill('report.html.j2', papers=papers, counts={v: verdicts.count(v) for v in SAYS}, class_of=CLASS,
-                 shape=SHAPE, says=SAYS, headings=HEADINGS, signed=signed, titled=titled, at=_at, **others)
+                 shape=SHAPE, says=SAYS, headings=HEADINGS, signed=signed, at=_at, **others)
     return write_file(out/'index.html', html)
