@@ -130,7 +130,7 @@ def test_vectors_without_direction_are_refused(spoil):
 
 @pytest.mark.parametrize('kwargs, says', [
     (dict(batch_size=65), '64 samples do not fill one batch of batch_size=65'), (dict(batch_size=1), 'nothing to be compared with'),
-    (dict(how='median'), "how='median' is unknown"), (dict(pool=4), 'pool=4 candidates cannot fill a batch of 8')])
+    (dict(how='median'), "how 'median' is unknown"), (dict(pool=4), 'pool=4 candidates cannot fill a batch of 8')])
 def test_impossible_samplers(kwargs, says):
     with pytest.raises(ValueError, match=says): MinedBatches(cloud(64), **(dict(batch_size=8, how='hard', seed=0) | kwargs))
 

@@ -384,12 +384,14 @@ def _paper(name:str, results:list[dict])->dict:
 # %% ../../nbs/results/73_report.ipynb #01aa7266
 ASSETS = Path(atr_nb.__file__).resolve().parent/'assets'
 
+def _style(*names:str)->str: # of assets
+    return '\n'.join((ASSETS/name).read_text(encoding='utf-8').strip() for name in names)
+
 def _fill(template:str, **values)->str:
     "Fill a template from the package's assets; every value is escaped unless it is marked safe there."
     env = Environment(loader=FileSystemLoader(ASSETS), autoescape=True, undefined=StrictUndefined,
                       trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
-    style = (ASSETS/'report.css').read_text(encoding='utf-8').strip()
-    return env.get_template(template).render(css=Markup(style), **values)
+    return env.get_template(template).render(css=Markup(_style('report.css')), **values)
 
 # %% ../../nbs/results/73_report.ipynb #27b063da
 def _described(nb, captions:dict[str, str]): # name of a figure -> its caption; the notebook is changed
@@ -406,6 +408,7 @@ def _described(nb, captions:dict[str, str]): # name of a figure -> its caption; 
 # %% ../../nbs/results/73_report.ipynb #82cc9f91
 def notebook_page(file:Path)->Path: # the same name, .html
     "Write an executed notebook as a static page beside it. ValueError naming the file if it is not a notebook."
+    write_file(file.parents[2]/'pages.css', _style('report.css', 'notebook.css'))
     captions = {Path(f['path']).stem: f['caption'] for f in _figures(file.parent)[0]}
     html = body(_described(read_notebook(file), captions))
     page = _fill('notebook.html.j2', title=f'{about(file).title} ({file.parent.parent.name})', body=Markup(html))
