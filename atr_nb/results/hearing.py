@@ -56,7 +56,7 @@ def heard(
     weights:dict[str, np.ndarray], # kind of sound -> how its caption weighs the frames (frames,)
     seconds:float, # from one frame to the next
     )->Heard:
-    "Put weights beside the events of a scene."
+    "Combine weights with the events of a scene."
     wave, spans = clips.render(i)
     of = sound_captions(clips.descriptions[i])
     longest = max(map(len, weights.values()))

@@ -253,7 +253,7 @@ def _ensure(splits:tuple, setup:Setup, folder:Path, identity:dict, recipe:Recipe
 
 # %% ../../nbs/results/70_runs.ipynb #28bd2805
 class Records(Setup):
-    "The records of one paper, under tables and rows, with the ranks behind them."
+    "The records of one paper, under tables and rows, with their ranks."
     def __init__(self,
         settings:Settings,
         paper:str, # the paper's name, such as 'baseline'
