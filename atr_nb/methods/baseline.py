@@ -40,8 +40,8 @@ class Baseline(TwoTower):
         margin:float=0.2, # of the hinge losses
         interaction:str='clip', # 'clip': pooled vectors, as in the paper; 'token': the control above
         context:int=0, # Transformer layers over the tokens in each tower; 0 as in the paper
-        stride:int=1, # neighbouring frames averaged into one in front of these
-        aggregation:str|None=None, # of `POOLINGS`, behind the heads; None: the encoders' own in front, as in the paper
+        stride:int=1, # neighbouring frames averaged into one before these layers
+        aggregation:str|None=None, # of `POOLINGS`, after the heads; None: the encoders' own, before them, as the paper
         ):
         one_of('interaction', interaction, ('clip', 'token'))
         def tower(encoder:Encoder, stride:int)->Tower:
@@ -52,7 +52,7 @@ class Baseline(TwoTower):
         self.objective = partial(
             LOSSES[loss], **({'temperature': temperature} if loss == 'nt_xent' else {'margin': margin}))
 
-    def scaled(self, e:Encoded)->Encoded: return e # as long as it is, as in the public code; the cosine divides by it
+    def scaled(self, e:Encoded)->Encoded: return e # length unchanged, as in the public code; the cosine normalises
 
     def similarity(self, audio:Encoded, text:Encoded)->Tensor: # (clips, captions)
         return (late_interaction(unit(audio), unit(text)) if self.interaction == 'token'

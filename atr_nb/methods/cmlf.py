@@ -52,13 +52,13 @@ def encoder_of(
                  for p in below) or (f'{side}.head.0.*',)
 
 # %% ../../nbs/methods/61_cmlf.ipynb #5e816c77
-SHARES = 1, 1, 3 # of the stages in the epochs [inferred]
+SHARES = 1, 1, 3 # how the epochs are divided among the stages [inferred]
 
 def thirds(
     epochs:int,
     shares:tuple=SHARES,
-    )->tuple[int,int,int]: # epochs of each stage; the last one takes what rounding leaves
-    "Share out the epochs to the three stages, at least one each."
+    )->tuple[int,int,int]: # epochs of each stage; the last one gets the remainder
+    "Divide the epochs among the three stages, at least one each."
     if len(shares) != 3 or min(shares) <= 0:
         raise ValueError(f"thirds: shares={shares}, but there are three stages, and each needs a share above 0")
     first, second = (max(1, round(epochs * share / sum(shares))) for share in shares[:2])
@@ -66,9 +66,9 @@ def thirds(
 
 def cmlf_recipe(
     model:RetrievalModel, # any method with parts `audio` and `text`
-    recipe:Recipe=Recipe(Stage(50)), # of one stage: how it would be trained without a curriculum; as many epochs in all
+    recipe:Recipe=Recipe(Stage(50)), # of one stage, as without a curriculum; the total of epochs is kept
     mining:bool=True, # easy, random, hard; else random throughout
-    shares:tuple=SHARES, # of the stages in the epochs
+    shares:tuple=SHARES, # how the epochs are divided among the stages
     )->Recipe:
     "The same recipe in three stages: audio side, text side, everything. [paper; epochs, heads and restarts inferred]"
     if len(recipe.stages) > 1:

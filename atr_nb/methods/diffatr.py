@@ -35,7 +35,7 @@ def noise_schedule(
     levels:int=50, # of noise, T
     name:str='cosine', # one of `SCHEDULES`
     )->DDIMScheduler:
-    "How much noise there is at each level, and the way back. [ancestor]"
+    "How much noise there is at each level, and the reverse process. [ancestor]"
     _refuse(levels >= 1, f'levels={levels}, but there must be one level of noise at least')
     one_of('DiffATR: schedule', name, SCHEDULES)
     scale = 1000 / levels # the linear schedule is defined for a thousand levels
@@ -44,23 +44,23 @@ def noise_schedule(
 
 # %% ../../nbs/methods/65_diffatr.ipynb #b80a141d
 def pool_frames(
-    frames:Tensor, # of the clips beside each query (Q, N, T, d)
+    frames:Tensor, # of the clips that come with each query (Q, N, T, d)
     mask:Tensor, # True where a frame is valid (Q, N, T)
-    text:Tensor, # the captions beside it (Q, L, d)
+    text:Tensor, # the captions that come with it (Q, L, d)
     temperature:float=1., # of the weights over frames
     )->Tensor: # (Q, N L, d)
-    "Every clip as every caption hears it. [ancestor]"
+    "Every clip, its frames weighted by every caption. [ancestor]"
     fit = (frames.flatten(1, 2) @ text.mT).unflatten(1, frames.shape[1:3]) / temperature # (Q, N, T, L)
     weights = masked_softmax(fit, mask[..., None], 2)
     return torch.einsum('qntl,qntd->qnld', weights, frames).flatten(1, 2)
 
 # %% ../../nbs/methods/65_diffatr.ipynb #50bc0ed8
 class Seen(NamedTuple):
-    "What a denoiser has seen of queries and candidates: all that does not depend on the noise."
+    "What a denoiser computes once from queries and candidates: all that does not depend on the noise."
     fit:Tensor # of query and candidates, at each level (Q, M, levels)
-    values:Tensor # what a candidate brings to the MLP's hidden layer if it is attended to (Q, M, 2 d)
-    codes:Tensor # what the code of each level brings (levels, 2 d)
-    hidden:Tensor # what a candidate brings to its own (Q, M, 2 d)
+    values:Tensor # what a candidate adds to the MLP's hidden layer if it is attended to (Q, M, 2 d)
+    codes:Tensor # what the code of each level adds to it (levels, 2 d)
+    hidden:Tensor # what a candidate adds to its own hidden layer (Q, M, 2 d)
 
 # %% ../../nbs/methods/65_diffatr.ipynb #b1a372af
 class Denoiser(nn.Module):
@@ -84,7 +84,7 @@ class Denoiser(nn.Module):
         )->Seen:
         query, key, codes = self.query(query), self.key(candidates), self.level(self.codes)
         fit = (query * key).sum(2, keepdim=True) + query @ self.key(codes).T + key @ self.query(codes).T
-        value = self.of_all.weight @ self.out.weight @ self.value.weight # one matrix after the other is one (2 d, d)
+        value = self.of_all.weight @ self.out.weight @ self.value.weight # the product of three matrices (2 d, d)
         own = self.of_candidate(candidates) + self.of_all(self.out.bias)
         return Seen(fit, F.linear(candidates, value), F.linear(codes, value), own)
 
@@ -119,9 +119,9 @@ def walk(
     estimate:Callable[[Tensor, int], Tensor], # (x, level) -> of the answer (Q, M)
     x:Tensor, # noise (Q, M)
     schedule:DDIMScheduler,
-    steps:int, # that divide its levels
+    steps:int, # must divide its levels
     )->Iterator[Tensor]: # x after each step; the last one is an estimate of the answer, between -1 and 1
-    "From noise to an answer. [ancestor: DDIM without noise of its own]"
+    "From noise to an answer. [ancestor: DDIM without added noise]"
     _check_steps(steps, schedule.config.num_train_timesteps)
     schedule.set_timesteps(steps)
     for k in schedule.timesteps.tolist():
@@ -129,18 +129,18 @@ def walk(
         yield x
 
 # %% ../../nbs/methods/65_diffatr.ipynb #f3616204
-WAYS = 't2a', 'a2t' # who asks for what: captions for clips, clips for captions
+WAYS = 't2a', 'a2t' # captions as queries for clips, clips as queries for captions
 LOSSES = 'contrast', 'generation'
 PREDICTS = 'scores', 'distribution'
 REPRESENTS = 'frames', 'clip'
 
-def _written(options:dict)->Tensor: # as numbers, which weights can hold
+def _written(options:dict)->Tensor: # as numbers, to be stored with the weights
     return torch.tensor(list(json.dumps(options, sort_keys=True).encode()), dtype=torch.uint8)
 
 def _read(written:Tensor)->dict: return json.loads(bytes(written.tolist()))
 
 def _check_origin(model:nn.Module, state:dict, prefix:str, *_)->None:
-    "Weights know what they were trained as, since many a difference does not show in their shapes."
+    "Refuse weights that were trained with other options; many differences do not show in their shapes."
     theirs = _read(state.get(f'{prefix}trained_as', model.trained_as))
     differ = [f'{name}={theirs.get(name)!r}, and not {value!r}' for name, value in _read(model.trained_as).items()
               if theirs.get(name) != value]
@@ -154,13 +154,13 @@ def _check_options(base:str, represent:str, predicts:str, above_zero:tuple, cand
     _refuse(min(above_zero) > 0, 'temperatures and sharpness must be above 0')
     _refuse(candidates is None or candidates > 0, f'candidates={candidates}, but one is needed; None takes all')
 
-def _keep_frames(base:RetrievalModel)->None: # of clips, which a tower that needs none would not hand out
+def _keep_frames(base:RetrievalModel)->None: # of clips; a tower that needs none would not return them
     tower = getattr(base, 'audio', None)
     if isinstance(tower, Tower): tower.tokens = True
 
 # %% ../../nbs/methods/65_diffatr.ipynb #1bceb30d
 class DiffATR(RetrievalModel):
-    "A base whose best candidates get a second look, generated from noise. [paper: abstract only; after DiffusionRet]"
+    "A base whose best candidates get a second score, generated from noise. [paper: abstract only; after DiffusionRet]"
     choices = dict(represent=REPRESENTS, pool_temperature=(1., .1), sharpness=(100., 10., 1.), predicts=PREDICTS,
                    weight=(1., 3., 10.), learning_rate=(1, .5, 2))
 
@@ -170,7 +170,7 @@ class DiffATR(RetrievalModel):
         width:int=1024, # of the joint space, a multiple of 2
         base:str='baseline', # the method that encodes, compares and chooses candidates
         base_options:dict|None=None, # of that method
-        represent:str='frames', # clips by their 'frames', as the query hears them, or by their pooled vector, 'clip'
+        represent:str='frames', # clips by their 'frames', weighted by the query, or by their pooled vector, 'clip'
         pool_temperature:float=1., # of the weights over frames
         levels:int=50, # of noise in training
         schedule:str='cosine', # one of `SCHEDULES`
@@ -178,11 +178,11 @@ class DiffATR(RetrievalModel):
         sharpness:float=100., # of the softmax in the loss
         predicts:str='scores', # what an estimate of the answer is: the network's outputs, or their 'distribution'
         losses:tuple=LOSSES, # what is trained
-        candidates:int|None=32, # looked at a second time; None: all. In training at most so many, of the batch
+        candidates:int|None=32, # number scored a second time; None: all. In training at most that many, of the batch
         steps:int=50, # from noise to an answer; they must divide the levels
         weight:float=1., # of the answer in the score
         temperature:float=1., # of the softmax over the answer
-        ways:tuple=WAYS, # who is answered a second time
+        ways:tuple=WAYS, # directions in which candidates are scored a second time
         seed:int=0, # of the noise that answers begin with
         ):
         super().__init__()
@@ -214,7 +214,7 @@ Method = DiffATR # what `create('diffatr', ...)` builds
 
 @patch
 def _remember(self:DiffATR, **given)->None: # base, base_options, width
-    self.register_buffer('batches', torch.zeros((), dtype=torch.long)) # that the denoisers have learned from
+    self.register_buffer('batches', torch.zeros((), dtype=torch.long)) # that the denoisers were trained on
     own = ('represent', 'pool_temperature', 'levels', 'schedule', 'diffusion', 'sharpness', 'predicts')
     self.register_buffer('trained_as', _written(given | {name: getattr(self, name) for name in own}))
     self.register_load_state_dict_pre_hook(_check_origin)
@@ -247,7 +247,7 @@ def hardest(
     clip_ids:Tensor, # (B,)
     n:int, # wanted, its own included
     )->tuple[Tensor, Tensor]: # candidates (B, M), True where there is one (B, M)
-    "Its own, and the most similar of other clips."
+    "Each query's own partner, and the most similar candidates of other clips."
     own, same = torch.arange(len(similarity), device=similarity.device), clip_ids[:, None] == clip_ids
     others = similarity.masked_fill(same, float('-inf')).topk(min(n, len(own)) - 1).indices
     candidates = torch.cat([own[:, None], others], 1)
@@ -277,7 +277,7 @@ def _learns(module:nn.Module)->bool: return any(p.requires_grad for p in module.
 
 @patch
 def loss(self:DiffATR, audio:Encoded, text:Encoded, clip_ids:Tensor)->dict: # the total, and each under its name
-    "The base's loss, and the generation loss of both directions; parts that rest while the other learns are left out."
+    "The base's loss, and the generation loss of both directions; the loss of a frozen part is left out."
     learns = dict(contrast=_learns(self.base), generation=_learns(self.denoisers))
     wanted = [name for name in self.losses if learns[name]] or self.losses
     found = {'contrast': self.base.loss(audio, text, clip_ids)['loss']} if 'contrast' in wanted else {}
@@ -291,7 +291,7 @@ def loss(self:DiffATR, audio:Encoded, text:Encoded, clip_ids:Tensor)->dict: # th
     return {'loss': sum(found.values())} | found
 
 # %% ../../nbs/methods/65_diffatr.ipynb #62c8666e
-PAIRS = {'cpu': 2**10, 'cuda': 2**14} # queries times candidates that are looked at together
+PAIRS = {'cpu': 2**10, 'cuda': 2**14} # queries times candidates that are processed together
 
 @patch
 def _answer(self:DiffATR, way:str, seen:Seen, noise:Tensor)->Tensor: # (Q, M)
@@ -305,7 +305,7 @@ def _answer(self:DiffATR, way:str, seen:Seen, noise:Tensor)->Tensor: # (Q, M)
 @patch
 def generate(self:DiffATR,
     way:str, # one of `WAYS`
-    scores:Tensor, # of the base (queries, all that may be an answer)
+    scores:Tensor, # of the base (queries, all candidates)
     audio:Encoded, # all clips
     text:Encoded, # all captions
     )->tuple[Tensor, Tensor]: # the best candidates and the answer, both (queries, M)
@@ -325,13 +325,13 @@ def generate(self:DiffATR,
 # %% ../../nbs/methods/65_diffatr.ipynb #fee55a4c
 @patch
 def probabilities(self:DiffATR, answers:Tensor)->Tensor: # as from `generate` (Q, M) -> (Q, M), each row sums to one
-    "What answers say of their candidates, on the scale on which the loss was taken."
+    "Answers as probabilities of their candidates, scaled as in the loss."
     return answers if self.predicts == 'distribution' else (self.sharpness * answers).softmax(1)
 
 @patch
 def rerank(self:DiffATR, scores:Tensor, audio:Encoded, text:Encoded)->Tensor: # (clips, captions)
     """Add to the best candidates' scores what is generated for them. [ancestor]
-    Denoisers that have learned nothing are not asked."""
+    Untrained denoisers are not used."""
     if not self.batches: return scores
     total = scores.clone()
     for way in self.ways:
@@ -352,7 +352,7 @@ def diffatr_recipe(
     model:DiffATR,
     recipe:Recipe=Recipe(Stage(50)), # of one stage: how the base would be trained alone, for as many epochs in all
     regime:str='two-stage', # one of `REGIMES`
-    share:float=.5, # of the first stage in the epochs, where there are two
+    share:float=.5, # of the epochs for the first stage, if there are two
     )->Recipe:
     "The same recipe in the stages of a regime. [ancestor: two stages; the others inferred]"
     one_of('DiffATR: regime', regime, REGIMES)

@@ -35,7 +35,7 @@ LEVELS = {'clip-sentence': clip_sentence, 'segment-phrase': segment_phrase, 'fra
 
 # %% ../../nbs/methods/63_hci_ac.ipynb #32ce1fd4
 class CoAttention(nn.Module):
-    "Frames that read the words of a sentence. [ancestor: Cap4Video, after ViLBERT; the half that is used]"
+    "Frames attend to the words of a sentence. [ancestor: Cap4Video, after ViLBERT; the half that is used]"
     def __init__(self, width:int): # of frames and words
         super().__init__()
         self.reader = Reader(width, dropout=0.1)
@@ -64,12 +64,12 @@ class HCI(TwoTower):
         segments:str='clusters', # how frames are grouped, one of `alignment.segments.GROUPINGS`
         phrases:str='clusters', # how words are grouped
         size:int=2, # tokens in a group
-        aggregation:str|None='gpo', # pooling of clip and sentence behind the heads; None: the encoders', before them
+        aggregation:str|None='gpo', # pooling of clip and sentence after the heads; None: the encoders', before them
         losses:tuple|None=('score',), # what carries a loss: levels, or 'score' for their mean; None: each level
         temperature:float=0.07, # of NT-Xent
-        context:int=1, # layers of self-attention over the frames; words come out of some
+        context:int=1, # layers of self-attention over the frames; words come from such layers
         stride:int=1, # neighbouring frames averaged into one
-        interaction:bool=False, # frames read the words of an auxiliary caption, which stands beside them (`Beside`)
+        interaction:bool=False, # frames attend to the words of an auxiliary caption, given with them (`Beside`)
         matching:bool=False, # the auxiliary caption is compared with the query too
         fusion:float=0.25, # weight of that comparison in the score, from 0 to 1; to be tuned on validation
         ):
@@ -80,7 +80,7 @@ class HCI(TwoTower):
         def tower(encoder:Encoder, how:str|None, **frames)->Tower: # tokens only where a level needs them
             pool = pooling(how, width) if how else None
             return Tower(encoder, width, tokens=interaction or levels != ('clip-sentence',), pool=pool, **frames)
-        of_clips = None if interaction else aggregation # frames that have read a caption are pooled afterwards
+        of_clips = None if interaction else aggregation # pooled after attending to the caption
         super().__init__(tower(audio, of_clips, context=context, stride=stride), tower(text, aggregation))
         self.widths, self.fusion, self.matching = (audio.width, text.width), fusion, matching
         self.together = CoAttention(width) if interaction else None
@@ -106,7 +106,7 @@ def encode_audio(self:HCI, x:Tensor, mask:Tensor|None=None)->Encoded:
     return replace(audio, levels=(*audio.levels, said.pooled[:, None])) if self.matching else audio
 
 @patch
-def _with_caption(self:HCI, audio:Encoded, said:Encoded)->Encoded: # clips whose frames have read what was said of them
+def _with_caption(self:HCI, audio:Encoded, said:Encoded)->Encoded: # frames attend to the auxiliary caption
     tokens = self.together(audio.tokens, said.tokens, said.mask)
     return self.scaled(Encoded(self.enhanced(tokens, audio.mask), tokens, audio.mask))
 
@@ -122,12 +122,12 @@ def hierarchy(self:HCI, audio:Encoded, text:Encoded)->Tensor: # (clips, captions
 
 @patch
 def caption_text(self:HCI, audio:Encoded, text:Encoded)->Tensor: # (clips, captions)
-    "Cosine of what was said of a clip with the query: the matching branch."
+    "Cosine of a clip's auxiliary caption with the query: the matching branch."
     return audio.levels[-1][:, 0] @ text.pooled.T
 
 @patch
 def similarity(self:HCI, audio:Encoded, text:Encoded)->Tensor: # (clips, captions)
-    "The hierarchy; with a matching branch, fused with it."
+    "The score of the hierarchy, fused with that of the matching branch if there is one."
     levels = self.hierarchy(audio, text)
     return torch.lerp(levels, self.caption_text(audio, text), self.fusion) if self.matching else levels
 
@@ -145,7 +145,7 @@ def fusion_curve(
     pairs:Pairs, # validation split
     weights:tuple=tuple(k / 20 for k in range(11)), # to try
     )->dict[float, float]: # weight -> R@1 + R@5 + R@10, mean of both directions
-    "What each weight of the matching branch would score."
+    "The validation score with each weight of the matching branch."
     each = level_scores(model, pairs, {'levels': model.hierarchy, 'caption': model.caption_text})
     def fused(weight): return torch.lerp(each['levels'], each['caption'], weight)
     return {w: recall_score(retrieval_metrics(fused(w), pairs.clip_of_caption)) for w in weights}

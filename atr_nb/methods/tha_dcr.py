@@ -23,7 +23,7 @@ __all__ = ['DEPTHS', 'ALIGNMENTS', 'CONFIDENCES', 'Method', 'AT_A_TIME', 'depths
 DEPTHS = 'low', 'middle', 'high'
 
 def depths_of(
-    blocks:int, # of a Transformer, at least two; of two, the last is middle and high
+    blocks:int, # of a Transformer, at least two; with two, the last is both middle and high
     )->tuple[int, ...]: # counted from 0
     "Which blocks are low, middle and high. ValueError for too few."
     if blocks < 2:
@@ -32,11 +32,11 @@ def depths_of(
 
 # %% ../../nbs/methods/64_tha_dcr.ipynb #1368a16e
 class DepthTower(nn.Module):
-    "An encoder whose tokens are handed out at several depths, each in the joint space."
+    "An encoder that returns its tokens at several depths, each in the joint space."
     def __init__(self,
-        encoder:Encoder, # with block outputs; without, layers of our own stand in for them
+        encoder:Encoder, # with block outputs; without them, layers of our own are used
         width:int, # of the joint space
-        stride:int=1, # neighbouring tokens averaged into one, in front of layers of our own
+        stride:int=1, # neighbouring tokens averaged into one, before layers of our own
         depths:tuple=DEPTHS, # of `DEPTHS`, from low to high, the last one 'high'
         hierarchical:bool=True, # False: a head for each depth, and all of them read the last block
         ):
@@ -95,17 +95,17 @@ class THA(TwoTower):
         audio:Encoder, # of sound, or `Precomputed` for cached features
         text:Encoder, # of words, with its block outputs
         width:int=1024, # of the joint space
-        levels:tuple=DEPTHS, # of `DEPTHS`, what is aligned; none: the cosine of the pooled vectors instead
+        levels:tuple=DEPTHS, # of `DEPTHS`, which are aligned; if empty: the cosine of the pooled vectors instead
         pairs:str='same', # depths compared with the 'same' depth, or 'all' with all
         align:str='tokens', # one of `ALIGNMENTS`
         factors:int=8, # C; 0: no factors
-        confidence:str='bounded', # 'learned' weights as they come, 'bounded' ones that sum to one, or 'uniform'
+        confidence:str='bounded', # 'learned': weights without bounds; 'bounded': they sum to one; 'uniform'
         guide_temperature:float=0.1, # T, of the weights over frames
         alpha:float=0.1, # weight of the decorrelation loss
         beta:float=0.3, # weight of the factors, in loss and score
         temperature:float=0.07, # of NT-Xent
         hierarchical:bool=True, # False: every level reads the last block, a control with as many weights
-        stride:int=1, # neighbouring frames averaged into one, in front of layers of our own
+        stride:int=1, # neighbouring frames averaged into one, before layers of our own
         ):
         _refuse(min(alpha, beta) >= 0, f'alpha={alpha}, beta={beta}, but weights of losses are at least 0')
         _refuse(guide_temperature > 0, f'guide_temperature={guide_temperature}, but it must be above 0')
@@ -131,7 +131,7 @@ Method = THA # what `create('tha_dcr', ...)` builds
 def scaled(self:THA, e:Encoded)->Encoded: return _unit_levels(e)
 
 @patch
-def depth(self:THA, e:Encoded, name:str)->Encoded: # its tokens, without columns of nothing but padding
+def depth(self:THA, e:Encoded, name:str)->Encoded: # its tokens, without columns that are all padding
     "A clip or caption at one depth."
     return e.trimmed() if name == 'high' else e.level(self.depths.index(name))
 
@@ -158,22 +158,22 @@ def hierarchy(self:THA, audio:Encoded, text:Encoded)->Tensor: # (clips, captions
 
 @patch
 def by_length(self:THA, audio:Encoded, text:Encoded, n:int=16)->Tensor: # (clips, captions)
-    "The hierarchy of a batch: captions in the order of their length, a few at a time, so that little of it is padding."
+    "The hierarchy of a batch, for a few captions of similar length at a time, so that there is little padding."
     if not self.pairs: return self.hierarchy(audio, text)
     order = mask_of(text.tokens, text.mask).sum(1).argsort()
     return torch.cat([self.hierarchy(audio, text[rows]) for rows in order.split(n)], 1)[:, order.argsort()]
 
 @patch
 def by_factor(self:THA, audio:Encoded, text:Encoded)->tuple[Tensor, Tensor, Tensor]: # (A, K, C), (n, A, C), (n, A, C)
-    "Weights of frames, cosines of factors, and how far each is trusted."
+    "Weights of frames, cosines of factors, and the confidence of each factor."
     g, cosines = factor_cosines(audio.tokens, text.pooled, audio.mask, self.factors, self.guide_temperature)
     if not self.confidence: return g, cosines, torch.full_like(cosines, 1 / self.factors)
-    n_frames = audio.tokens.shape[1] # without padding that is none of these clips'
+    n_frames = audio.tokens.shape[1] # without columns that are padding for all of these clips
     heard, said = (x.unflatten(-1, (self.factors, -1)) for x in (audio.levels[-1][:, :n_frames], text.levels[-1][:, 0]))
     return g, cosines, self.confidence(heard, said, g)
 
 # %% ../../nbs/methods/64_tha_dcr.ipynb #e704ae53
-AT_A_TIME = {'cpu': 2**18, 'cuda': 2**26} # numbers of one factor's hidden layers that exist together
+AT_A_TIME = {'cpu': 2**18, 'cuda': 2**26} # how many numbers of one factor's hidden layers are in memory at once
 
 @patch
 def local(self:THA, audio:Encoded, text:Encoded)->Tensor: # (clips, captions)
@@ -187,7 +187,7 @@ def local(self:THA, audio:Encoded, text:Encoded)->Tensor: # (clips, captions)
 
 @patch
 def similarity(self:THA, audio:Encoded, text:Encoded)->Tensor: # (clips, captions)
-    "The hierarchy, and beta times the factors."
+    "The score of the hierarchy plus beta times that of the factors."
     hierarchy = self.hierarchy(audio, text)
     return hierarchy + self.beta * self.local(audio, text) if self.factors else hierarchy
 

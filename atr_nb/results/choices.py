@@ -24,8 +24,8 @@ __all__ = ['REPORTS', 'choices_of', 'declaring', 'first_written', 'draw', 'as_ro
 # %% ../../nbs/results/79_choices.ipynb #f7f2aa0c
 def choices_of(
     method:str, # name of a method
-    )->dict[str, tuple]: # option -> values that may be tried, the first as first written down
-    "What a method leaves open. ValueError for one that declares nothing."
+    )->dict[str, tuple]: # option -> values that may be tried, the initial one first
+    "What a method's paper leaves open. ValueError for a method that declares nothing."
     choices = getattr(import_module(f'atr_nb.methods.{method}').Method, 'choices', None)
     if not choices:
         raise ValueError(f'{method} declares no choices; give its class a dictionary `choices` (option -> values)')
@@ -36,15 +36,15 @@ def declaring()->list[str]: # names of methods
     return [name for name in names() if hasattr(import_module(f'atr_nb.methods.{name}').Method, 'choices')]
 
 def first_written(method:str)->dict: # option -> value
-    "What stood there before anything was tried: the first value of each choice."
+    "The values before anything was tried: the first value of each choice."
     return {name: values[0] for name, values in choices_of(method).items()}
 
 def draw(
     choices:dict[str, tuple], # option -> values
     n:int, # settings wanted
     seed:int=0,
-    )->list[dict]: # option -> value; the first one is as first written down
-    "Draw different settings from the grid: all of it where it has no more than n."
+    )->list[dict]: # option -> value; the first one has the initial values
+    "Sample different settings from the grid; all of them if there are no more than n."
     sizes = [len(values) for values in choices.values()]
     empty = [name for name, size in zip(choices, sizes) if not size]
     if empty: raise ValueError(f'choice {empty[0]!r} has no values; name at least one')
@@ -58,9 +58,9 @@ def as_row(
     lab:Runs,
     method:str,
     values:dict, # option -> value, as drawn or chosen
-    **fixed, # further options, which nothing is tried of; they count where `values` has the same
+    **fixed, # further options, which are not tried; they take precedence over `values`
     )->dict: # arguments of `Runs.trial` and `Runs.run`
-    "A setting as options and recipe. Values that the method's class does not take are left to others."
+    "A setting as options and recipe. Values that the method's class does not take are ignored here."
     known = inspect.signature(import_module(f'atr_nb.methods.{method}').Method).parameters
     options = {name: value for name, value in values.items() if name in known} | fixed
     return dict(method=method, options=options, recipe=lab.recipe(rate=values.get('learning_rate', 1)))
@@ -71,12 +71,12 @@ def try_all(
     plan:dict[str, dict], # what it is -> arguments of `Runs.trial`
     desc:str, # of the progress bar
     )->list[dict]: # what `Runs.trial` says of each, in their order
-    "Make trials, several at a time, or find them."
+    "Make trials, several at a time, or find existing ones."
     lab.ahead(plan, desc, TRIAL)
     return [lab.trial(**what) for what in plan.values()]
 
 def _check_grid(file:Path, question:dict)->None:
-    "A search may only be continued with the question that it began with."
+    "A search may only be continued with the grid that it began with."
     question = json.loads(json.dumps(question)) # tuples become lists, as in the file
     if file.is_file() and json.loads(file.read_text()) != question:
         raise ValueError(f'{file} belongs to a search with another grid, number of trials, seed or recipe; '
@@ -131,7 +131,7 @@ def run(self:Search)->pd.DataFrame: # a row per trial and dataset
 
 @patch
 def found(self:Search)->pd.DataFrame: # as from `run`
-    "The trials as they were written down, by whatever code made them; each names its commit."
+    "The trials as they were written down, with any version of the code; each names its commit."
     lines = [unsealed(json.loads(line), str(self.file)) for line in self.file.read_text().splitlines()]
     return pd.DataFrame([_shown(line) for line in lines])
 
@@ -152,7 +152,7 @@ def marginals(
     trials:pd.DataFrame, # from `Search.run`
     choices:dict[str, tuple],
     )->pd.DataFrame: # a row per choice and value: mean score, its spread over trials, trials
-    "What each value is worth, whatever the others are."
+    "The mean score with each value, whatever the other values are."
     of, rows = scores(trials), []
     values = trials.drop_duplicates('trial').set_index('trial').loc[of.index]
     for name, options in choices.items():
@@ -181,7 +181,7 @@ def standings(
 def trials_figure(
     searches:dict[str, pd.DataFrame], # name -> trials, from `Search.run`
     ):
-    "The score of each trial; filled: as first written down; ringed: the winner."
+    "The score of each trial; filled: the initial values; ringed: the winner."
     import matplotlib.pyplot as plt
     fig, ax = plt.subplots(figsize=(7, .5 + .5 * len(searches)))
     for y, trials in enumerate(searches.values()):
@@ -226,7 +226,7 @@ def _tuples(value): # JSON has lists only
 
 # %% ../../nbs/results/79_choices.ipynb #a9e30c82
 def chosen_table(settings:Settings, *methods:str)->pd.DataFrame: # a row per method and choice
-    "What stands in the tables of a profile, and what stood there before anything was tried."
+    "The chosen values of a profile, and the initial ones."
     rows = []
     for method in methods:
         now = chosen(settings, method)

@@ -35,7 +35,7 @@ def differences(
     a:Path|str, # a report
     b:Path|str, # another
     )->pd.DataFrame: # a row per run that both have, a column per metric: b minus a, in points
-    "How far the runs of two reports lie apart. ValueError if they have none in common."
+    "How far apart the runs of two reports are. ValueError if they have none in common."
     first, second = _metrics(a), _metrics(b)
     common = first.index.intersection(second.index, sort=False)
     if common.empty:

@@ -32,7 +32,7 @@ def sequences(clips:Clips)->list[int]: # clips, those of two sounds first
     return sorted(fits, key=in_a_row.get)
 
 def sound_captions(d:Description)->dict[str, str]: # kind of sound -> caption
-    "A caption for each sound of a scene, which tells of nothing else."
+    "A caption for each sound of a scene, which mentions nothing else."
     alone = [replace(e, count=1, distance='') for e in events(d)]
     return {e.kind: say(((e,),), np.random.default_rng(0)) for e in alone}
 
@@ -41,7 +41,7 @@ def sound_captions(d:Description)->dict[str, str]: # kind of sound -> caption
 class Heard:
     "How captions weigh the frames of a scene, and when the sound that each of them names is really there."
     wave:np.ndarray # samples at `RATE` (S,)
-    weights:dict[str, np.ndarray] # caption -> weights (frames,), in all 1
+    weights:dict[str, np.ndarray] # caption -> weights (frames,), which sum to 1
     edges:np.ndarray # seconds (frames + 1,)
     spans:dict[str, list[tuple]] # caption -> (from, to) in seconds
 
@@ -56,7 +56,7 @@ def heard(
     weights:dict[str, np.ndarray], # kind of sound -> how its caption weighs the frames (frames,)
     seconds:float, # from one frame to the next
     )->Heard:
-    "Put weights beside the events of a scene."
+    "Combine weights with the events of a scene."
     wave, spans = clips.render(i)
     of = sound_captions(clips.descriptions[i])
     longest = max(map(len, weights.values()))
@@ -101,9 +101,9 @@ def hear(
     dataset:str, # of scenes
     i:int, # a clip of its test split
     weigh:Callable[[Encoded, Encoded], Tensor], # one clip, its captions -> weights (captions, frames)
-    stride:int=1, # frames of the encoder that went into one
+    stride:int=1, # frames of the encoder averaged into one
     )->Heard:
-    "What captions of the single sounds of a scene listen to."
+    "How captions of the single sounds of a scene weigh its frames."
     clips = setup.clips(dataset, 'test')
     of = sound_captions(clips.descriptions[i])
     sound = [x.to(setup.device) for x in setup.pairs(dataset, 'test').audio.gather(torch.tensor([i]))]
@@ -115,7 +115,7 @@ def pooling_figure(
     model:TwoTower, # whose towers pool by rank
     pairs:Pairs, # a dataset: which lengths to show
     ): # a matplotlib figure
-    "Draw the weights of sorted places for three lengths of clips and of captions."
+    "Draw the weights of the ranks for three lengths of clips and of captions."
     import matplotlib.pyplot as plt
     fig, axes = plt.subplots(1, 2, figsize=(8, 2.4), layout='constrained')
     sides = zip(axes, ('frames', 'words'), (model.audio, model.text), encode_all(model, pairs))
@@ -130,7 +130,7 @@ def pooling_figure(
     return fig
 
 @torch.no_grad()
-def _weights(pool:GPO, n:int)->np.ndarray: # of the places of a row of n tokens (n,)
+def _weights(pool:GPO, n:int)->np.ndarray: # of the ranks in a row of n tokens (n,)
     return pool.weights(torch.tensor([n], device=pool.places.device))[0].cpu().numpy()
 
 # %% ../../nbs/results/76_hearing.ipynb #9e71c623
@@ -139,9 +139,9 @@ def among_others(
     table:str, # to note the records under
     rows:dict[str, dict], # row -> the record of a trained model
     n:int, # clips: the first of the test split
-    crowds:tuple[int, ...], # how many others around each
+    crowds:tuple[int, ...], # how many other clips around each
     )->pd.DataFrame: # t2a R@1: rows x redundant sound in percent
-    "Measure models on clips among the sound of training clips that share no topic with them."
+    "Measure models on clips surrounded by training clips that share no topic with them."
     models, recall = {row: lab.trained(record) for row, record in rows.items()}, {}
     dataset = next(iter(rows.values()))['dataset']
     for k in tqdm(crowds, desc='lengthened clips'):

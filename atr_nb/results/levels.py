@@ -34,13 +34,13 @@ def found_by_kind(
     scores:dict[str, Tensor], # level -> scores (clips, captions)
     clips:Clips,
     )->pd.DataFrame: # kinds of near miss, or 'all' where they are unknown, x levels; percent
-    "The share of the captions whose clip a level puts first."
+    "The share of the captions whose clip a level ranks first."
     kind = np.array(getattr(clips, 'near_miss', ['all'] * len(clips)))[clips.clip_of_caption]
     found = pd.DataFrame({level: hits(s, clips.clip_of_caption)[0].numpy() for level, s in scores.items()})
     return found.groupby(kind).mean().loc[[k for k in ('base', *NEAR_MISSES, 'all') if k in kind]]
 
 def levels_figure(found:pd.DataFrame): # of `found_by_kind`; a matplotlib figure
-    "Draw what each level finds at the first place."
+    "Draw what each level finds at rank 1."
     import matplotlib.pyplot as plt
     fig, ax = plt.subplots(figsize=(7, 2.8), layout='constrained')
     found.plot.bar(ax=ax, rot=15, width=.8, ylabel='found at first place (%)')
@@ -55,7 +55,7 @@ def pulls(
     losses:dict[str, Callable[[Encoded, Encoded, Tensor], Tensor]], # name -> loss of clips, captions and clip ids
     batches:list[Tensor], # samples of each batch
     )->pd.DataFrame: # losses x losses, mean over the batches
-    "Cosines of the gradients of several losses, of a model as it is evaluated."
+    "Cosines of the gradients of several losses, of a model in evaluation mode."
     weights, total = [p for p in model.parameters() if p.requires_grad], 0
     model.eval()
     device = weights[0].device
@@ -79,7 +79,7 @@ def of_matches(
     look:Callable[[Encoded, Encoded], Tensor], # clips, captions -> (..., clips, captions)
     batch_size:int=64, # captions at a time
     )->Tensor: # (..., all captions)
-    "What a look says of each caption and its own clip."
+    "What `look` computes for each caption and its own clip."
     device, seen = next(model.parameters()).device, []
     for rows in torch.arange(len(pairs)).split(batch_size):
         b = pairs.batch(rows).to(device)

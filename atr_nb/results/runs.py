@@ -58,8 +58,8 @@ def device_name(device:torch.device)->str:
     return f'{platform.machine()} CPU, {n} thread{"s" * (n > 1)}'
 
 def peak_memory_mb(device:torch.device)->int:
-    """Peak memory in MB: of the GPU where one is used, else of the process since it began, with what earlier runs in it
-    took. That of a forked process includes what it shares with its parent, such as the features."""
+    """Peak memory in MB: of the GPU where one is used, else of the process since it began, earlier runs
+    included. For a forked process this includes what it shares with its parent, such as the features."""
     if device.type == 'cuda': return round(torch.cuda.max_memory_allocated(device) / 2**20)
     linux = Path('/proc/self/status') # there, ru_maxrss also counts what the parent held when it started this process
     if linux.exists() and (peak := re.search(r'VmHWM:\s+(\d+) kB', linux.read_text())):
@@ -72,7 +72,7 @@ class Setup:
     "The datasets, encoders, features and untrained models of one `Settings`."
     def __init__(self,
         settings:Settings,
-        audio:Encoder|None=None, # in the place of the audio encoder that the settings name
+        audio:Encoder|None=None, # instead of the audio encoder that the settings name
         ):
         check(settings)
         self.settings, self._audio, self._splits = settings, audio, {}
@@ -84,7 +84,7 @@ class Setup:
         return self._audio or audio, text
 
     @cached_property
-    def fingerprints(self)->tuple[str, str]: # of both, as they came; a model that is fine-tuned trains copies
+    def fingerprints(self)->tuple[str, str]: # of both, as pretrained; fine-tuning changes copies only
         audio, text = self.encoders
         return audio.fingerprint(), text.fingerprint()
 
@@ -109,7 +109,7 @@ def open_pairs(self:Setup, clips:Clips)->Pairs:
 
 @patch
 def add(self:Setup, pairs:Pairs)->Pairs:
-    "Make pairs of your own known under the name and split of their clips, to be measured like any other."
+    "Add pairs of your own under the name and split of their clips, to be measured like any other."
     self._splits[pairs.clips.name, pairs.clips.split] = pairs
     return pairs
 
@@ -145,20 +145,20 @@ def run_name(identity:dict)->str: # 16 hex digits
     return hash_json(identity)[:16]
 
 def _identity(setup:Setup, dataset:str, method:str, options:dict, recipe:Recipe, seed:int, samplers:dict,
-              extra:dict, splits:tuple=SPLITS)->dict: # without 'test' where that split plays no part
+              extra:dict, splits:tuple=SPLITS)->dict: # without 'test' where that split is not used
     s, (audio, text) = setup.settings, setup.fingerprints
     return dict(dataset=dataset, data={part: setup.clips(dataset, part).manifest_hash for part in splits},
         audio=audio, text=text, finetune=s.finetune, precision=s.precision, width=s.width,
         method=method, options=options, recipe=asdict(recipe), seed=seed, extra=extra, device=setup.device.type,
         code=code_hash('atr_nb.results.runs', f'atr_nb.methods.{method}', *map(type, samplers.values())))
 
-def _measure(test:Pairs, scores:Tensor, metrics:dict)->tuple[dict, dict]: # (fields of the record, places)
-    "What is written down about a score matrix (clips, captions) of a test split."
+def _measure(test:Pairs, scores:Tensor, metrics:dict)->tuple[dict, dict]: # (fields of the record, ranks)
+    "What is recorded about a score matrix (clips, captions) of a test split."
     t2a, a2t = map(packed, places(scores, test.clip_of_caption))
     fields = dict(metrics=metrics, n_clips=len(test.clips), n_captions=len(test), ids_sha256=test.clips.ids_sha256)
     return fields | dict(ranks=ranks_hash(t2a, a2t)), dict(t2a=t2a, a2t=a2t)
 
-def _remarks(setup:Setup, dataset:str)->dict: # a field `note` where the splits have something to say of themselves
+def _remarks(setup:Setup, dataset:str)->dict: # a field `note` if the splits have remarks
     notes = [f'{split}: {note}' for split in SPLITS if (note := setup.clips(dataset, split).note)]
     return dict(note='; '.join(notes)) if notes else {}
 
@@ -236,24 +236,24 @@ def _make_trial(setup:Setup, folder:Path, identity:dict, recipe:Recipe, samplers
     save_json(folder/'trial.json', about)
 
 # %% ../../nbs/results/70_runs.ipynb #c99ad59e
-RUN, TRIAL = SPLITS, SPLITS[:2] # the splits that they may look at
-STORED = {RUN: ('record.json', check_run, _make_run), # what is written last, how it is checked, who makes it
+RUN, TRIAL = SPLITS, SPLITS[:2] # the splits that they may use
+STORED = {RUN: ('record.json', check_run, _make_run), # what is written last, how to check it, what makes it
          TRIAL: ('trial.json', load_json, _make_trial)}
 
 def _ensure(splits:tuple, setup:Setup, folder:Path, identity:dict, recipe:Recipe, samplers:dict, force:bool)->None:
-    "Make a run or a trial, or finish it, unless it is there as a whole. For whoever holds the folder's lock."
+    "Make a run or a trial, or finish it, unless it is complete. The caller must hold the folder's lock."
     name, read, make = STORED[splits]
     if not force and intact(folder/name, read): return
     if force or (folder/name).exists(): _forget(folder)
     try: make(setup, folder, identity, recipe, samplers)
-    except CheckpointError as e: # of one that was cut
+    except CheckpointError as e: # of an interrupted one
         warnings.warn(f'{e} This happens now.')
         _forget(folder)
         make(setup, folder, identity, recipe, samplers)
 
 # %% ../../nbs/results/70_runs.ipynb #28bd2805
 class Records(Setup):
-    "The records of one paper, under tables and rows, with the ranks behind them."
+    "The records of one paper, under tables and rows, with their ranks."
     def __init__(self,
         settings:Settings,
         paper:str, # the paper's name, such as 'baseline'
@@ -262,7 +262,7 @@ class Records(Setup):
         self.paper, self.folder, self.records, self._ranks = paper, settings.out/settings.profile/paper, [], {}
 
     def _note(self, table:str, row:str, record:dict)->dict:
-        "Keep a record under a table and a row, in the place of an earlier one of the same dataset and seed."
+        "Keep a record under a table and a row; it replaces an earlier one of the same dataset and seed."
         place = lambda r: (r['table'], r['row'], r['dataset'], r['seed'])
         record = dict(profile=self.settings.profile, paper=self.paper, table=table, row=row) | record
         known = {place(r): k for k, r in enumerate(self.records)}
@@ -313,12 +313,12 @@ class Runs(Records):
         super().__init__(settings, paper)
         self._setups, self._made = {}, set() # run or trial -> the setup it belongs to; those made or found
 
-    def _anew(self, folder:Path)->bool: # whether `force` asks for this run or trial to be made again: until it is done
+    def _anew(self, folder:Path)->bool: # whether `force` still asks for this run or trial to be made again
         return self.settings.force and folder.name not in self._made
 
     @contextmanager
     def _ensured(self, splits:tuple, setup:Setup, folder:Path, *what)->Iterator[Path]: # what `_opened` returned
-        "The folder of a run or trial that is there as a whole, and that no other process makes anew meanwhile."
+        "The folder of a complete run or trial, which no other process makes anew meanwhile."
         with FileLock(folder/'lock'):
             _ensure(splits, setup, folder, *what, force=self._anew(folder))
             self._made.add(folder.name)
@@ -366,8 +366,8 @@ def trial(self:Runs,
     dataset:str,
     seed:int,
     **what, # method, options, recipe, samplers, extra, setup, as for `run`
-    )->dict: # run, dataset, score and metrics on validation, seconds; failed: why, if the loss ran away
-    "Train, or find what was trained before, and say how it does on the validation split. The test split is not opened."
+    )->dict: # run, dataset, score and metrics on validation, seconds; failed: why, if the loss diverged
+    "Train, or find what was trained before, and return its validation results. The test split is not opened."
     with self._ensured(TRIAL, *self._opened(TRIAL, dataset, seed, **what)) as folder:
         return load_json(folder/'trial.json')
 
