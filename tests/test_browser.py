@@ -161,7 +161,7 @@ def test_folded_parts_open(browser, page, width):
 
 def test_players_play_one_at_a_time(browser, page):
     browser.open(page, 1400, 844)
-    listen = '[...document.querySelectorAll("summary")].find(s => s.textContent.startsWith("Examples"))'
+    listen = '[...document.querySelectorAll("summary")].find(s => s.textContent.startsWith("Listen"))'
     players = f'{listen}.parentElement.querySelectorAll("audio")'
     browser.click(listen)
     browser.wait(f'{players}[0].getBoundingClientRect().height > 20')

@@ -197,7 +197,7 @@ def test_a_clip_that_is_too_long_for_a_transformer(data, transformers):
 
 def test_methods_by_name(project):
     check(load(methods='mgrl, baseline'))
-    with pytest.raises(ValueError, match="methods: 'mgrll' is unknown; did you mean mgrl"): check(load(methods='mgrll'))
+    with pytest.raises(ValueError, match="method 'mgrll' is unknown; did you mean mgrl"): check(load(methods='mgrll'))
 
 
 # PANNs checkpoints
