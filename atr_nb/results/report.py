@@ -24,9 +24,9 @@ from .records import load_records
 from .tables import HEADINGS, in_short, signed, tables_of
 
 # %% auto #0
-__all__ = ['OUTCOMES', 'CLASS', 'SHAPE', 'FILES', 'ASSETS', 'PROFILES', 'CUT', 'save_figure', 'training_figure', 'stages_figure',
-           'pairwise_accuracy_figure', 'pick_queries', 'Examples', 'save_examples', 'ranks_figure', 'moves',
-           'gained_and_lost', 'read_results', 'notebook_page', 'render']
+__all__ = ['OUTCOMES', 'CLASS', 'SHAPE', 'FILES', 'ASSETS', 'STYLES', 'PROFILES', 'CUT', 'save_figure', 'training_figure',
+           'stages_figure', 'pairwise_accuracy_figure', 'pick_queries', 'Examples', 'save_examples', 'ranks_figure',
+           'moves', 'gained_and_lost', 'read_results', 'notebook_page', 'render']
 
 # %% ../../nbs/results/73_report.ipynb #964cc7df
 def save_figure(
@@ -383,15 +383,13 @@ def _paper(name:str, results:list[dict])->dict:
 
 # %% ../../nbs/results/73_report.ipynb #01aa7266
 ASSETS = Path(atr_nb.__file__).resolve().parent/'assets'
-
-def _style(*names:str)->str: # of assets
-    return '\n'.join((ASSETS/name).read_text(encoding='utf-8').strip() for name in names)
+STYLES = 'report.css', 'notebook.css' # of all pages, and what executed notebooks have besides
 
 def _fill(template:str, **values)->str:
     "Fill a template from the package's assets; every value is escaped unless it is marked safe there."
     env = Environment(loader=FileSystemLoader(ASSETS), autoescape=True, undefined=StrictUndefined,
                       trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
-    return env.get_template(template).render(css=Markup(_style('report.css')), **values)
+    return env.get_template(template).render(**values)
 
 # %% ../../nbs/results/73_report.ipynb #27b063da
 def _described(nb, captions:dict[str, str]): # name of a figure -> its caption; the notebook is changed
@@ -408,7 +406,6 @@ def _described(nb, captions:dict[str, str]): # name of a figure -> its caption; 
 # %% ../../nbs/results/73_report.ipynb #82cc9f91
 def notebook_page(file:Path)->Path: # the same name, .html
     "Write an executed notebook as a static page beside it. ValueError naming the file if it is not a notebook."
-    write_file(file.parents[2]/'pages.css', _style('report.css', 'notebook.css'))
     captions = {Path(f['path']).stem: f['caption'] for f in _figures(file.parent)[0]}
     html = body(_described(read_notebook(file), captions))
     page = _fill('notebook.html.j2', title=f'{about(file).title} ({file.parent.parent.name})', body=Markup(html))
@@ -478,6 +475,7 @@ def render(
     out = Path(out)
     if not out.is_dir():
         raise FileNotFoundError(f"{out} is not a folder; give the one that holds the PROFILE/PAPER folders")
+    for style in STYLES: write_file(out/style, (ASSETS/style).read_text(encoding='utf-8'))
     found, others = _sorted_out(out)
     papers = [_paper(name, results) for name, results in found.items()]
     verdicts = [o['decides']['verdict'] for p in papers if p['of_paper']
