@@ -308,9 +308,10 @@ def data_check(args:Namespace)->int: # 1 if there is any problem
     sizes = dict.fromkeys(SPLITS, 0) | clips.sizes
     if clips.flat_captions:
         print(', '.join(f'{split} {n}' for split, n in sizes.items()))
-        for split in (split for split, n in sizes.items() if n < 2):
-            found = f'{sizes[split] or "no"} clip{"s" * (not sizes[split])}'
-            print(f'{split}: {found}; training and measuring need two at least', file=sys.stderr)
+        for split, n in sizes.items():
+            if n > 1: continue
+            few = f'{split}: {n or "no"} clip{"s" * (not n)}'
+            print(f'{few}; training and measuring need two at least', file=sys.stderr)
     else: print('no metadata.csv: these sounds can be searched; to train or measure, they need captions')
     return int(bool(problems))
 
