@@ -1341,7 +1341,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'atr_nb.results.report._save_clip': ('results/report.html#_save_clip', 'atr_nb/results/report.py'),
                                        'atr_nb.results.report._scale': ('results/report.html#_scale', 'atr_nb/results/report.py'),
                                        'atr_nb.results.report._sorted_out': ('results/report.html#_sorted_out', 'atr_nb/results/report.py'),
-                                       'atr_nb.results.report._style': ('results/report.html#_style', 'atr_nb/results/report.py'),
                                        'atr_nb.results.report._ticks': ('results/report.html#_ticks', 'atr_nb/results/report.py'),
                                        'atr_nb.results.report._write_page': ('results/report.html#_write_page', 'atr_nb/results/report.py'),
                                        'atr_nb.results.report.gained_and_lost': ( 'results/report.html#gained_and_lost',

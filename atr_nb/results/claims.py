@@ -14,6 +14,7 @@ from ..files import write_file
 from .published import DATASETS
 from .records import measured_on, place_of
 from .tables import HEADINGS, listed, md_table, md_text, signed
+from ..words import suggest
 
 # %% auto #0
 __all__ = ['SAYS', 'ABOUT', 'LOOKS', 'Claim', 'claims_over', 'judge', 'overall', 'deciding', 'Verdicts', 'judge_all',
@@ -241,5 +242,5 @@ def load_claims(folder:Path|str)->Verdicts:
         lacks = [k for k in need if not isinstance(c, dict) or k not in c]
         if lacks: raise ValueError(f"{file}, claim {i}: it lacks {', '.join(lacks)}")
         if c['verdict'] not in SAYS:
-            raise ValueError(f"{file}, claim {i}: unknown verdict {c['verdict']!r}; known: {', '.join(SAYS)}")
+            raise ValueError(f"{file}, claim {i}: unknown verdict {c['verdict']!r}{suggest(c['verdict'], SAYS)}")
     return Verdicts(claims)

@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 import pandas as pd
 import atr_nb
+from ..words import suggest
 
 # %% auto #0
 __all__ = ['FOLDER', 'COLUMNS', 'DATASETS', 'METRICS', 'published', 'sentences']
@@ -22,11 +23,11 @@ METRICS = [f'{d}_{m}' for d in ('t2a', 'a2t') for m in ('r1', 'r5', 'r10', 'r50'
 def _complaint(r:dict)->str|None:
     "What is wrong with one row of the file, or `None`."
     if r['dataset'] not in DATASETS:
-        return f"dataset {r['dataset']!r} has no published numbers; known: {', '.join(DATASETS)}"
+        return f"dataset {r['dataset']!r} has no published numbers{suggest(r['dataset'], DATASETS)}"
     for c in ('table', 'row', 'split'):
         if not r[c].strip(): return f"empty {c}"
     if r['metric'] and r['metric'] not in METRICS:
-        return f"unknown metric {r['metric']!r}; known: {', '.join(METRICS)}"
+        return f"unknown metric {r['metric']!r}{suggest(r['metric'], METRICS)}"
     if not r['value'].strip():
         return (None if r['note'].startswith('not at hand')
                 else "no value: give one with its source, or a note that begins with 'not at hand'")
