@@ -5,6 +5,7 @@
 # %% ../nbs/01_model.ipynb #002f2480
 from __future__ import annotations
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 import torch
 from torch import nn, Tensor
@@ -68,17 +69,19 @@ def positions(
     return torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1)
 
 # %% ../nbs/01_model.ipynb #9494be42
-def _pad_to(x:Tensor, length:int)->Tensor:
-    "Append zeros (False for a mask) along dimension 1 until it is `length` long."
-    pad = [0, 0] * (x.dim() - 2) + [0, length - x.shape[1]]
-    return F.pad(x, pad) if length > x.shape[1] else x
-
-def _cat_rows(parts:list[Tensor|None])->Tensor|None:
-    "Concatenate along the batch, padding dimension 1 to the longest part; `None` stays `None`."
+def _cat_rows(parts:list[Tensor|None])->Tensor|None: # `parts` is empty afterwards: each is freed when it is copied
+    "Concatenate along the batch; zeros (False for a mask) fill dimension 1 up to the longest part. None stays None."
     if parts[0] is None: return None
-    if parts[0].dim() == 1 or parts[0].dim() == 2 and parts[0].dtype != torch.bool: return torch.cat(parts)
-    longest = max(p.shape[1] for p in parts)
-    return torch.cat([_pad_to(p, longest) for p in parts])
+    length = max(p.shape[1] for p in parts)
+    joined = parts[0].new_empty(sum(map(len, parts)), length, *parts[0].shape[2:])
+    start = 0
+    while parts:
+        part = parts.pop(0)
+        rows = joined[start:start + len(part)]
+        rows[:, :part.shape[1]] = part
+        rows[:, part.shape[1]:] = 0
+        start += len(part)
+    return joined
 
 # %% ../nbs/01_model.ipynb #9ebacdc6
 @dataclass
@@ -114,12 +117,12 @@ class Encoded:
         return Encoded(self.pooled, self.levels[k], self.levels[k].any(2)).trimmed()
 
     @staticmethod
-    def cat(parts:list[Encoded])->Encoded:
+    def cat(parts:Iterable[Encoded])->Encoded:
         "Stack batches of different lengths into one; shorter ones get padded and masked."
-        parts = [p.masked() for p in parts]
-        levels = tuple(_cat_rows(list(ls)) for ls in zip(*(p.levels for p in parts)))
-        return Encoded(torch.cat([p.pooled for p in parts]), _cat_rows([p.tokens for p in parts]),
-                       _cat_rows([p.mask for p in parts]), levels)
+        fields = [list(field) for field in zip(*((p.pooled, p.tokens, p.mask, *p.levels)
+                                                 for p in (p.masked() for p in parts)))]
+        pooled, tokens, mask, *levels = map(_cat_rows, fields)
+        return Encoded(pooled, tokens, mask, tuple(levels))
 
 # %% ../nbs/01_model.ipynb #354b3863
 def unit(

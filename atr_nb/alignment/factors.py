@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from ..model import fill_padding, mask_of, masked_softmax
 
 # %% auto #0
-__all__ = ['factors', 'factor_cosines', 'Confidence', 'correlations', 'decorrelation', 'decorrelation_dicosa']
+__all__ = ['AT_A_TIME', 'factors', 'factor_cosines', 'Confidence', 'correlations', 'decorrelation', 'decorrelation_dicosa']
 
 # %% ../../nbs/alignment/33_factors.ipynb #61e71f8d
 def factors(
@@ -45,6 +45,8 @@ def factor_cosines(
     return g, dot / length.clamp(min=1e-10)
 
 # %% ../../nbs/alignment/33_factors.ipynb #f8189439
+AT_A_TIME = {'cpu': 2**19, 'cuda': 2**29} # numbers of hidden layers in memory at once: what a processor's cache holds
+
 class Confidence(nn.Module):
     "The weight of each factor of a pair. [ancestor: DiCoSA]"
     def __init__(self,
@@ -57,22 +59,29 @@ class Confidence(nn.Module):
         self.hidden, self.out = nn.Linear(2 * self.part, 4 * self.part), nn.Linear(4 * self.part, 1)
         nn.init.constant_(self.out.bias, 1 / n)
 
-    def of_audio(self, frames:Tensor)->Tensor: # (A, K, d) -> (A, K, n, hidden)
+    def of_audio(self, frames:Tensor)->Tensor: # (A, K, d) -> (A, K, n hidden)
         "The hidden layer's projection of each frame."
-        return factors(frames, self.n) @ self.hidden.weight[:, self.part:].T
+        return (factors(frames, self.n) @ self.hidden.weight[:, self.part:].T).flatten(2)
 
-    def of_text(self, sentences:Tensor)->Tensor: # (C, d) -> (C, n, hidden)
+    def of_text(self, sentences:Tensor)->Tensor: # (C, d) -> (C, n hidden)
         "Its projection of each sentence."
-        return F.linear(factors(sentences, self.n), self.hidden.weight[:, :self.part], self.hidden.bias)
+        return F.linear(factors(sentences, self.n), self.hidden.weight[:, :self.part], self.hidden.bias).flatten(1)
 
     def forward(self,
-        audio:Tensor, # from `of_audio` (A, K, n, hidden)
-        text:Tensor, # from `of_text` (C, n, hidden)
+        audio:Tensor, # from `of_audio` (A, K, n hidden)
+        text:Tensor, # from `of_text` (C, n hidden)
         g:Tensor, # weights of frames (A, K, C), 0 at padding
         )->Tensor: # (n, A, C)
-        hidden = (torch.baddbmm(text[:, c].expand(len(audio), -1, -1), g.mT, audio[:, :, c]) for c in range(self.n))
-        weights = torch.stack([self.out(both.relu()).squeeze(2) for both in hidden])
-        return weights.softmax(0) if self.bounded else weights
+        most = AT_A_TIME[audio.device.type] // text.shape[1] # pairs in a group
+        some = max(1, min(most, len(text))) # captions in it
+        rows = [torch.cat([self._of_group(a, t, w) for t, w in zip(text.split(some), weights.split(some, 2))], 1)
+                for a, weights in zip(*(x.split(max(1, most // some)) for x in (audio, g)))]
+        found = torch.cat(rows).movedim(2, 0)
+        return found.softmax(0) if self.bounded else found
+
+    def _of_group(self, audio:Tensor, text:Tensor, g:Tensor)->Tensor: # (A, C, n), without bounds
+        hidden = torch.baddbmm(text.expand(len(audio), -1, -1), g.mT, audio).relu_() # (A, C, n hidden)
+        return factors(hidden, self.n) @ self.out.weight[0] + self.out.bias
 
 # %% ../../nbs/alignment/33_factors.ipynb #05993e33
 def _agreement(text:Tensor, audio:Tensor, n:int)->Tensor: # (n, n), a sum over coordinates, mean over the pairs

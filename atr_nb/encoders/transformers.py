@@ -5,12 +5,11 @@
 # %% ../../nbs/encoders/22_transformers.ipynb #03a1f146
 from __future__ import annotations
 from pathlib import Path
-import torch
+import torch, transformers # which loads a model's code when it is first asked for
 from fastcore.basics import patch
 from torch import Tensor
 from torch.nn import functional as F
 from torchaudio.compliance.kaldi import fbank
-from transformers import ASTConfig, ASTModel, AutoConfig, ClapAudioConfig, ClapAudioModel, ClapModel
 from ..data.audio import LogMel
 from ..files import code_hash, config_facts, hash_json, weights_hash
 from ..model import Encoded, Encoder, Precomputed
@@ -78,7 +77,7 @@ def _cut(self:PatchEncoder, waveform:Tensor, mask:Tensor|None)->tuple[Tensor, Te
 # %% ../../nbs/encoders/22_transformers.ipynb #9d0008d2
 def _pretrained(cls:type, source:str|Path, kind:str): # a model of that class
     "A pretrained model. ValueError if it cannot be found or is of another kind."
-    try: found = AutoConfig.from_pretrained(source).model_type
+    try: found = transformers.AutoConfig.from_pretrained(source).model_type
     except (OSError, ValueError) as e:
         raise ValueError(f'{source}: neither a folder with a model nor a hub model within reach '
                          f'({str(e).splitlines()[0]})') from e
@@ -100,13 +99,13 @@ class Htsat(PatchEncoder):
     name, sample_rate, most, step = 'htsat', 48000, 480000, 15000
 
     def __init__(self,
-        source:str|Path|ClapAudioConfig|None=None, # a CLAP model's folder or hub name; configuration or None: random
+        source:str|Path|transformers.ClapAudioConfig|None=None, # CLAP's folder or hub name; configuration, None: random
         longer:str='refuse', # see `PatchEncoder`
         ):
         super().__init__(longer)
-        random = source is None or isinstance(source, ClapAudioConfig)
-        self.net = (ClapAudioModel(source or ClapAudioConfig()) if random
-                    else _pretrained(ClapModel, source, 'clap').audio_model)
+        random = source is None or isinstance(source, transformers.ClapAudioConfig)
+        self.net = (transformers.ClapAudioModel(source or transformers.ClapAudioConfig()) if random
+                    else _pretrained(transformers.ClapModel, source, 'clap').audio_model)
         if self.net.config.enable_fusion:
             raise ValueError(f'{source}: a CLAP model with fusion of long clips; '
                              'use one without, such as laion/clap-htsat-unfused')
@@ -130,13 +129,13 @@ class Ast(PatchEncoder):
     MEAN, SPREAD = -4.2677393, 2 * 4.5689974 # of AudioSet's spectrograms, as the library normalises them
 
     def __init__(self,
-        source:str|Path|ASTConfig|None=None, # an AST's folder or hub name; a configuration or None: random weights
+        source:str|Path|transformers.ASTConfig|None=None, # an AST's folder or hub name; configuration, None: random
         longer:str='refuse', # see `PatchEncoder`
         ):
         super().__init__(longer)
-        random = source is None or isinstance(source, ASTConfig)
-        self.net = (ASTModel(source or ASTConfig()) if random
-                    else _pretrained(ASTModel, source, 'audio-spectrogram-transformer'))
+        random = source is None or isinstance(source, transformers.ASTConfig)
+        self.net = (transformers.ASTModel(source or transformers.ASTConfig()) if random
+                    else _pretrained(transformers.ASTModel, source, 'audio-spectrogram-transformer'))
         config = self.net.config
         self.width, self.level_widths = config.hidden_size, (config.hidden_size,) * config.num_hidden_layers
         self.most, self.step = 400 + 160 * (config.max_length - 1), 160 * config.time_stride

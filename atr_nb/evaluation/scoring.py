@@ -31,18 +31,17 @@ def evaluating(model:nn.Module):
 def _device(model:nn.Module)->torch.device:
     return next((p.device for p in model.parameters()), torch.device('cpu'))
 
-def _encode(encode, inputs, batch_size:int, device, what:str)->Encoded:
-    "All of `inputs` through `encode`, on the CPU."
-    batches, parts = torch.arange(len(inputs)).split(batch_size), []
+def _encoded(encode, inputs, batch_size:int, device, what:str)->Iterator[Encoded]:
+    "All of `inputs` through `encode`, batch by batch, on the CPU."
+    batches = torch.arange(len(inputs)).split(batch_size)
     for rows in tqdm(batches, desc=f'encoding {what}', leave=False, delay=2, disable=None):
         x, mask = inputs.gather(rows)
         e = encode(x.to(device), None if mask is None else mask.to(device))
         if len(e) != len(rows):
             raise ValueError(f"the model encoded a batch of {len(rows)} {what} as {len(e)} rows; "
                              "it must return one row for each")
-        parts.append(e.masked().detach().to('cpu'))
+        yield e.masked().detach().to('cpu')
     if torch.device(device).type == 'cuda': torch.cuda.synchronize(device) # copies to the CPU may still be under way
-    return Encoded.cat(parts)
 
 # %% ../../nbs/evaluation/41_scoring.ipynb #693def55
 def encode_all(
@@ -54,8 +53,8 @@ def encode_all(
     "Encode every clip and every caption once, in evaluation mode. Tokens are kept only if the model returns them."
     device = device or _device(model)
     with evaluating(model):
-        return (_encode(model.encode_audio, pairs.audio, batch_size, device, 'clips'),
-                _encode(model.encode_text, pairs.text, batch_size, device, 'captions'))
+        return (Encoded.cat(_encoded(model.encode_audio, pairs.audio, batch_size, device, 'clips')),
+                Encoded.cat(_encoded(model.encode_text, pairs.text, batch_size, device, 'captions')))
 
 # %% ../../nbs/evaluation/41_scoring.ipynb #088e8e76
 ALIVE = 4 # copies that exist at a time: the grid, its masked copy, a softmax, their product
@@ -94,22 +93,23 @@ def block_shape(
     return rows, min(len(text), n_pairs // rows)
 
 # %% ../../nbs/evaluation/41_scoring.ipynb #2f963015
-def _shortest_first(e:Encoded)->tuple[Encoded, Tensor]: # rows by their number of valid tokens; where each comes from
-    if e.mask is None or e.tokens is None: return e, torch.arange(len(e))
-    order = e.mask.sum(1).argsort(stable=True)
-    return e[order], order.cpu()
+def _shortest_first(e:Encoded, n:int)->tuple[Tensor, ...]: # rows by their number of valid tokens, n at a time
+    if e.mask is None or e.tokens is None: return torch.arange(len(e)).split(n)
+    return e.mask.sum(1).argsort(stable=True).split(n)
 
-def _blocks(model, audio:Encoded, text:Encoded, rows:int, cols:int)->Iterator[tuple[slice, slice, Tensor]]:
-    "The scores of each block of clips and captions, and their position in the matrix."
-    device = _device(model)
-    starts = [(i, j) for i in range(0, len(audio), rows) for j in range(0, len(text), cols)]
-    for i, j in tqdm(starts, desc='scoring', leave=False, delay=2, disable=None):
-        a, t = audio[i:i+rows].trimmed().to(device), text[j:j+cols].trimmed().to(device)
-        block = model.similarity(a, t)
-        if block.shape != (len(a), len(t)):
-            raise ValueError(f"{type(model).__name__}.similarity returned {tuple(block.shape)} for {len(a)} clips "
-                             f"and {len(t)} captions; it must return (clips, captions)")
-        yield slice(i, i+rows), slice(j, j+cols), block
+def _blocks(model, audio:Encoded, text:Encoded, rows:int, cols:int)->Iterator[tuple[Tensor, Tensor, Tensor]]:
+    "Clips (rows,) and captions (cols,) of each block, and their scores (rows, cols)."
+    device, clips, captions = _device(model), _shortest_first(audio, rows), _shortest_first(text, cols)
+    with tqdm(total=len(clips) * len(captions), desc='scoring', leave=False, delay=2, disable=None) as bar:
+        for i in clips:
+            a = audio[i].trimmed().to(device)
+            for j in captions:
+                block = model.similarity(a, text[j].trimmed().to(device))
+                if block.shape != (len(i), len(j)):
+                    raise ValueError(f"{type(model).__name__}.similarity returned {tuple(block.shape)} for {len(i)} "
+                                     f"clips and {len(j)} captions; it must return (clips, captions)")
+                yield i, j, block
+                bar.update()
 
 def score_all(
     model:RetrievalModel,
@@ -120,11 +120,9 @@ def score_all(
     "The full score matrix in blocks. The result does not depend on the budget beyond rounding."
     device = _device(model)
     shape = block_shape(audio, text, BUDGET[device.type] if budget is None else budget)
-    (clips, clip), (captions, caption) = _shortest_first(audio), _shortest_first(text)
     scores = torch.empty(len(audio), len(text))
     with evaluating(model):
-        for i, j, block in _blocks(model, clips, captions, *shape):
-            scores[clip[i, None], caption[j]] = block.float().cpu()
+        for i, j, block in _blocks(model, audio, text, *shape): scores[i[:, None], j] = block.float().cpu()
         reranked = model.rerank(scores.to(device), audio.to(device), text.to(device))
     if reranked.shape != scores.shape:
         raise ValueError(f"{type(model).__name__}.rerank returned {tuple(reranked.shape)}; "

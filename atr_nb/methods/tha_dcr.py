@@ -17,7 +17,7 @@ from ..training.losses import named, nt_xent, score_of
 from ..words import one_of
 
 # %% auto #0
-__all__ = ['DEPTHS', 'ALIGNMENTS', 'CONFIDENCES', 'Method', 'AT_A_TIME', 'depths_of', 'DepthTower', 'THA']
+__all__ = ['DEPTHS', 'ALIGNMENTS', 'CONFIDENCES', 'Method', 'depths_of', 'DepthTower', 'THA']
 
 # %% ../../nbs/methods/64_tha_dcr.ipynb #021f7d2a
 DEPTHS = 'low', 'middle', 'high'
@@ -139,13 +139,13 @@ def depth(self:THA, e:Encoded, name:str)->Encoded: # its tokens, without columns
 @patch
 def encode_audio(self:THA, x:Tensor, mask:Tensor|None=None)->Encoded: # levels: depths below the high one, the network's
     e = self.scaled(self.audio(x, mask))
-    if self.confidence: e.levels += (self.confidence.of_audio(e.tokens).flatten(2),) # (B, T, n * hidden)
+    if self.confidence: e.levels += (self.confidence.of_audio(e.tokens),)
     return e
 
 @patch
 def encode_text(self:THA, x:Tensor, mask:Tensor|None=None)->Encoded: # likewise
     e = self.scaled(self.text(x, mask))
-    if self.confidence: e.levels += (self.confidence.of_text(e.pooled).flatten(1)[:, None],) # (B, 1, n * hidden)
+    if self.confidence: e.levels += (self.confidence.of_text(e.pooled)[:, None],)
     return e if self.pairs else Encoded(e.pooled, levels=e.levels)
 
 # %% ../../nbs/methods/64_tha_dcr.ipynb #9f938c0c
@@ -169,21 +169,14 @@ def by_factor(self:THA, audio:Encoded, text:Encoded)->tuple[Tensor, Tensor, Tens
     g, cosines = factor_cosines(audio.tokens, text.pooled, audio.mask, self.factors, self.guide_temperature)
     if not self.confidence: return g, cosines, torch.full_like(cosines, 1 / self.factors)
     n_frames = audio.tokens.shape[1] # without columns that are padding for all of these clips
-    heard, said = (x.unflatten(-1, (self.factors, -1)) for x in (audio.levels[-1][:, :n_frames], text.levels[-1][:, 0]))
-    return g, cosines, self.confidence(heard, said, g)
+    return g, cosines, self.confidence(audio.levels[-1][:, :n_frames], text.levels[-1][:, 0], g)
 
 # %% ../../nbs/methods/64_tha_dcr.ipynb #e704ae53
-AT_A_TIME = {'cpu': 2**18, 'cuda': 2**26} # how many numbers of one factor's hidden layers are in memory at once
-
 @patch
 def local(self:THA, audio:Encoded, text:Encoded)->Tensor: # (clips, captions)
-    "The factors' score, in groups of pairs that fit the cache."
-    hidden = 4 * text.pooled.shape[1] // self.factors # of a pair
-    rows = max(1, AT_A_TIME[audio.tokens.device.type] // (hidden * len(text)))
-    def scored(clips):
-        _, cosines, trust = self.by_factor(clips, text)
-        return (cosines * trust).sum(0)
-    return torch.cat([scored(audio[i:i + rows]) for i in range(0, len(audio), rows)])
+    "The factors' score."
+    _, cosines, trust = self.by_factor(audio, text)
+    return (cosines * trust).sum(0)
 
 @patch
 def similarity(self:THA, audio:Encoded, text:Encoded)->Tensor: # (clips, captions)

@@ -66,7 +66,7 @@ def _untrained(method:str, options:dict, size:Size)->tuple: # the model, its cli
     model = create(method, audio=Precomputed(WIDTH, 'mean'), text=text, **({'width': size.width} | options)).eval()
     noise = SimpleNamespace(audio=_Noise(size.clips, size.frames, WIDTH),
                             text=_Noise(size.captions, size.words, text.width))
-    return model, *encode_all(model, noise)
+    return model, *encode_all(model, noise, batch_size=160)
 
 def _measured(method:str, options:dict, size:Size, work:int)->dict:
     "The measurement itself, in the process that calls it."
