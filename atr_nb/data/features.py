@@ -110,7 +110,7 @@ def _check_item(name:str, tokens:Tensor, encoder:Encoder, dtype:str)->None: # va
     if not math.isfinite(peak):
         raise ValueError(f"{name}: encoder {encoder.name!r} returned a value that is not a number; "
                          "check the sound and the weights")
-    if peak > np.finfo(dtype).max:
+    if peak > float(np.finfo(dtype).max):
         raise ValueError(f"{name}: a feature of {peak:.0f} from encoder {encoder.name!r} does not fit {dtype}; "
                          "use dtype='float32'")
 
