@@ -4,7 +4,8 @@ from itertools import product
 import numpy as np, pandas as pd, pytest, torch
 from atr_nb.data.batches import Pairs
 from atr_nb.data.datasets import Clips, Lengthened
-from atr_nb.data.scenes import RATE, Scenes, events, understand
+from atr_nb.data.descriptions import events, understand
+from atr_nb.data.scenes import RATE, Scenes
 from atr_nb.evaluation.scoring import encode_all, level_scores, score_all
 from atr_nb.methods.mgrl import MGRL
 from atr_nb.encoders.tower import Precomputed

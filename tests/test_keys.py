@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from atr_nb import files
+from atr_nb.data import scenes as scenes_module
+from atr_nb.data.descriptions import LEXICON, read_lexicon
 from atr_nb.data.features import feature_facts
 from atr_nb.data.scenes import Scenes
 from atr_nb.encoders.aisfx import Aisfx
@@ -24,7 +26,7 @@ from atr_nb.training.curriculum import MinedBatches
 from atr_nb.training.recipe import Recipe, Stage
 
 ROOT = Path(__file__).resolve().parent.parent
-SOUND = 'words data.audio data.folders data.datasets data.scenes'.split()
+SOUND = 'words data.audio data.folders data.datasets data.descriptions data.scenes'.split()
 FEATURES = SOUND + 'data.features encoders.panns encoders.aisfx model'.split()
 WORDS = 'data.features data.captions encoders.text model'.split()
 parsed = files._module.__wrapped__
@@ -128,6 +130,34 @@ def test_weights_assets_and_vocabulary_count(parts):
     other = TextEncoder('tiny')
     other.tokenizer.add_tokens(['jackhammer'])
     assert other.fingerprint() != before[1]
+
+
+@pytest.fixture
+def assets(tmp_path, monkeypatch):
+    "A copy of what scenes are made from, which their hash looks at"
+    monkeypatch.setattr(scenes_module, 'files', lambda package: tmp_path/package)
+    monkeypatch.setattr(scenes_module, 'LEXICON_FILE', tmp_path/'atr_nb'/'assets'/'lexicon.csv')
+    monkeypatch.setattr(scenes_module, '_assets_hash', scenes_module._assets_hash.__wrapped__) # not kept
+    source, copy = ROOT/'atr_nb'/'assets', tmp_path/'atr_nb'/'assets'
+    shutil.copytree(source/'sounds', copy/'sounds')
+    for name in ('lexicon.csv', 'sounds.csv'): shutil.copy(source/name, copy)
+    return copy
+
+
+@pytest.mark.parametrize('name, old, new', [
+    ('lexicon.csv', b'a dog; a hound', b'a dog; a puppy'), ('lexicon.csv', b'bus,yes', b'bus,no'),
+    ('sounds.csv', b'dog,any', b'dog,test'), ('sounds/dog_dog.ogg', b'OggS', b'OggX')])
+def test_what_scenes_are_made_from_changes_the_keys(assets, parts, name, old, new):
+    before, path = keys(parts), assets/name
+    assert old in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(old, new, 1))
+    after = keys(parts)
+    assert {k for k in before if before[k] != after[k]} == {'manifest', 'sound', 'run'}
+
+
+def test_the_lexicon_is_the_file_that_is_hashed():
+    assert scenes_module.LEXICON_FILE == ROOT/'atr_nb'/'assets'/'lexicon.csv'
+    assert read_lexicon(scenes_module.LEXICON_FILE) == LEXICON
 
 
 @pytest.mark.parametrize('module, old, new', [

@@ -195,11 +195,13 @@ class LogMel(nn.Module):
             return 10 * (power.transpose(1, 2) @ self.filters).clamp(min=1e-10).log10()
 
 # %% ../../nbs/data/10_audio.ipynb #d256b498
+def _mel(hertz)->Tensor: # the mel scale, float64
+    return 1127.01048 * torch.log1p(torch.as_tensor(hertz, dtype=torch.float64) / 700)
+
 def aisfx_filters()->Tensor: # (1025 FFT bins, 96 bands)
     "Triangles that are straight on the mel scale, from 0 to 22,050 Hz, each summing to 1."
-    mel = lambda hertz: 1127.01048 * torch.log1p(torch.as_tensor(hertz, dtype=torch.float64) / 700)
-    bins = mel(torch.arange(1025) * 44100 / 2048)[:, None]
-    edges = torch.linspace(0, 1, 98, dtype=torch.float64) * mel(22050)
+    bins = _mel(torch.arange(1025) * 44100 / 2048)[:, None]
+    edges = torch.linspace(0, 1, 98, dtype=torch.float64) * _mel(22050)
     rise = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
     fall = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
     triangles = torch.minimum(rise, fall).clamp(min=0)

@@ -456,8 +456,10 @@ def unrelated(cls:Lengthened,
     )->Lengthened:
     "The first `n` clips, each among `k` clips that share no topic with it, sampled from at most 2,000."
     rng, theirs = np.random.default_rng(seed), source.topics()
-    drawn = lambda own: [int(j) for j in rng.permutation(len(source))[:2000] if not own & theirs[j]][:k]
-    others = [drawn(own) for own in clips.topics()[:n]]
+    others = []
+    for own in clips.topics()[:n]:
+        candidates = rng.permutation(len(source))[:2000]
+        others.append([int(j) for j in candidates if not own & theirs[j]][:k])
     for id, js in zip(clips.ids, others):
         if len(js) < k:
             raise ValueError(f"Lengthened: clip {id!r} shares no topic with {len(js)} clips of {source}, "

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/data/14_features.ipynb #dc7a8998
 from __future__ import annotations
-import os, shutil
+import math, os, shutil
 from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
@@ -19,7 +19,7 @@ from .audio import check_audio
 from .datasets import Clips
 from ..files import (BLANK, Damaged, atomic, code_hash, hash_file, hash_json, intact, load_json,
     save_json, seal)
-from ..model import Encoded, Encoder
+from ..model import Encoded, Encoder, mask_of
 
 # %% auto #0
 __all__ = ['Features', 'feature_facts', 'plan_batches', 'plan_shards', 'to_rows', 'check_entry', 'build', 'encode_shards',
@@ -103,6 +103,17 @@ def plan_shards(
     return shards
 
 # %% ../../nbs/data/14_features.ipynb #bc4265b4
+def _check_item(name:str, tokens:Tensor, encoder:Encoder, dtype:str)->None: # valid tokens of one item (n, d)
+    if not len(tokens):
+        raise ValueError(f"{name}: shorter than one token of encoder {encoder.name!r}; leave it out of the dataset")
+    peak = tokens.abs().max().item()
+    if not math.isfinite(peak):
+        raise ValueError(f"{name}: encoder {encoder.name!r} returned a value that is not a number; "
+                         "check the sound and the weights")
+    if peak > float(np.finfo(dtype).max):
+        raise ValueError(f"{name}: a feature of {peak:.0f} from encoder {encoder.name!r} does not fit {dtype}; "
+                         "use dtype='float32'")
+
 def to_rows(
     encoded:Encoded, # what the encoder made of a batch
     names:list[str], # the items in it, for errors
@@ -113,18 +124,8 @@ def to_rows(
     if encoded.tokens is None:
         raise ValueError(f"encoder {encoder.name!r} returns no tokens; there is nothing to cache")
     tokens = encoded.tokens.float().cpu()
-    mask = torch.ones(tokens.shape[:2], dtype=torch.bool) if encoded.mask is None else encoded.mask.cpu()
-    peak = (tokens.masked_fill(~mask.unsqueeze(-1), 0).abs().flatten(1).amax(1) if tokens.shape[1]
-            else torch.zeros(len(tokens)))
-    for name, n, p in zip(names, mask.sum(1).tolist(), peak.tolist()):
-        if n == 0:
-            raise ValueError(f"{name}: shorter than one token of encoder {encoder.name!r}; leave it out of the dataset")
-        if p != p or p == float('inf'):
-            raise ValueError(f"{name}: encoder {encoder.name!r} returned a value that is not a number; "
-                             "check the sound and the weights")
-        if p > float(np.finfo(dtype).max):
-            raise ValueError(f"{name}: a feature of {p:.0f} from encoder {encoder.name!r} does not fit {dtype}; "
-                             "use dtype='float32'")
+    mask = mask_of(tokens, encoded.mask).cpu()
+    for name, own, valid in zip(names, tokens, mask): _check_item(name, own[valid], encoder, dtype)
     return tokens[mask].numpy().astype(dtype), mask.sum(1).numpy()
 
 # %% ../../nbs/data/14_features.ipynb #90e79797
@@ -146,11 +147,11 @@ def build(
     force:bool=False, # build it again, unless this process did already
     )->Features:
     "Open a cache entry; build it, or go on where a killed process stopped, if it is not there or damaged."
-    sound = lambda: not force and intact(folder/'meta.json', check_entry)
-    if folder not in _opened and not sound():
+    def usable(): return not force and intact(folder/'meta.json', check_entry)
+    if folder not in _opened and not usable():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(folder.name + '.lock')):
-            if not sound(): # nobody else finished it while we waited
+            if not usable(): # nobody else finished it while we waited
                 _build(folder, facts, prepare, unit)
     _opened.add(folder)
     return Features.load(folder)
@@ -167,6 +168,9 @@ def _build(folder, facts, prepare, unit):
     shutil.rmtree(part, ignore_errors=True)
 
 # %% ../../nbs/data/14_features.ipynb #f4204da0
+def _count(shards:list[list[np.ndarray]])->int: # items in some shards
+    return sum(len(batch) for shard in shards for batch in shard)
+
 def encode_shards(
     paths:list[Path], # the file of each shard
     shards:list[list[np.ndarray]], # its batches
@@ -175,11 +179,9 @@ def encode_shards(
     name:str, # for the progress bar
     )->None:
     "Write each shard that is not there yet."
-    count = lambda s: sum(map(len, s))
     todo = [(p, s) for p, s in zip(paths, shards) if not intact(p)]
-    total = sum(map(count, shards))
-    with tqdm(total=total, initial=total - sum(count(s) for _, s in todo),
-              unit=unit, desc=name, leave=False, delay=2) as bar:
+    total, missing = _count(shards), _count([s for _, s in todo])
+    with tqdm(total=total, initial=total - missing, unit=unit, desc=name, leave=False, delay=2) as bar:
         results = encode([b for _, s in todo for b in s])
         for path, shard in todo:
             parts = []

@@ -4,283 +4,23 @@
 
 # %% ../../nbs/data/13_scenes.ipynb #9762e1d4
 from __future__ import annotations
-import hashlib, re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
+from itertools import count
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from torch import Tensor
 from .audio import decode
-from .captions import normalise
 from .datasets import SPLITS, Clips
+from .descriptions import (FAMILY, LEXICON, LEXICON_FILE, NEAR_MISSES, Description, Event, choose,
+    draw_description, draw_family, kind_set, say)
 from ..files import hash_file, hash_json
 from ..words import one_of
 
 # %% auto #0
-__all__ = ['Slot', 'Description', 'LEXICON', 'KINDS', 'TEXTURES', 'TIMES', 'PLACES', 'FORMS', 'FAMILY', 'CONTENT', 'STRUCTURE',
-           'NEAR_MISSES', 'RATE', 'GAINS', 'DISTANCE_GAIN', 'NOISE', 'Event', 'events', 'kind_set', 'Words', 'say',
-           'understand', 'Form', 'owner', 'draw_description', 'exchanged', 'more_or_less', 'reordered', 'overlapped',
-           'recounted', 'moved', 'draw_family', 'sounds', 'recording', 'far', 'mix', 'Scenes', 'near_miss_recall']
-
-# %% ../../nbs/data/13_scenes.ipynb #4dcd6410
-@dataclass(frozen=True)
-class Event:
-    "One kind of sound, how often, and from where."
-    kind:str # a kind of `sounds.csv`
-    count:int = 1 # 1, 2 or 3 times
-    distance:str = '' # 'near', 'far' or '' (not said)
-
-Slot = tuple[Event, ...] # one event, or (foreground, background)
-Description = tuple[Slot, ...] # slots in time order
-
-def events(d:Description)->list[Event]: return [e for slot in d for e in slot]
-def kind_set(d:Description)->frozenset: return frozenset(e.kind for e in events(d))
-
-# %% ../../nbs/data/13_scenes.ipynb #1cbd8159
-_STREET_AND_WORK = '''
-factory whistle: a factory whistle, a factory siren | blows/blowing, shrieks/shrieking
-steam train: a steam train, a steam locomotive | whistles/whistling, toots/tooting
-ship horn: a ship, a ferry | sounds its horn/sounding its horn, blasts its horn/blasting its horn
-propeller plane~: a propeller plane, a small aircraft | starts up/starting up, sputters/sputtering
-jet plane~: a jet, a jet plane | takes off/taking off, roars past/roaring past
-diesel horn: a diesel locomotive, a freight train | honks/honking, blows its horn/blowing its horn
-elevator~: an elevator, a lift | hums/humming, rumbles/rumbling
-electric sparks~: electricity, an electric arc | crackles/crackling, sparks/sparking
-steam~: steam, a steam valve | hisses/hissing, escapes/escaping
-crossing bell~: a level crossing bell, a railroad crossing | dings/dinging, clangs/clanging
-metal clatter: metal, scrap metal | clatters/clattering, falls down/falling down
-crash: something, an object | crashes/crashing, smashes/smashing
-explosion: an explosion, a bomb | booms/booming, goes off/going off
-cash register: a cash register, a till | rings/ringing, opens/opening
-morse code~: morse code, a telegraph | beeps/beeping, taps/tapping
-bus~: a bus, a truck | pulls away/pulling away, drives off/driving off
-applause~: an audience, a crowd of people | applauds/applauding, claps/clapping
-crowd: a group of people, a crowd of spectators | says ooh/saying ooh, gasps/gasping
-jackhammer~: a jackhammer, a pneumatic drill | pounds/pounding, hammers/hammering
-car horn: a car, an automobile | honks/honking, beeps its horn/beeping its horn
-sheep: a sheep, a lamb | bleats/bleating, baas/baaing
-cow: a cow, a bull | moos/mooing, lows/lowing
-horse: a horse, a pony | neighs/neighing, whinnies/whinnying
-smithy~: a blacksmith, a smith | hammers metal/hammering metal, strikes an anvil/striking an anvil
-circular saw~: a circular saw, a table saw | cuts wood/cutting wood, screams/screaming
-falling tree: a tree, a big trunk | falls/falling, topples/toppling
-chainsaw~: a chainsaw, a power saw | revs/revving, buzzes/buzzing
-train~: a subway train, a metro | passes by/passing by, departs/departing
-'''
-
-# %% ../../nbs/data/13_scenes.ipynb #2e3b875b
-_ANIMALS_AND_MUSIC = '''
-songbird: a bird, a tropical bird | chirps/chirping, sings/singing
-lion: a lion, a big cat | growls/growling, roars/roaring
-monkeys~: monkeys, apes | screech/screeching, chatter/chattering
-dog: a dog, a hound | barks/barking, woofs/woofing
-cat: a cat, a kitten | meows/meowing, mews/mewing
-duck~: ducks, mallards | quack/quacking, gabble/gabbling
-frogs~: frogs, toads | croak/croaking, ribbit/ribbiting
-owl: an owl, a tawny owl | hoots/hooting, calls/calling
-pig: a pig, a hog | grunts/grunting, oinks/oinking
-rooster: a rooster, a cock | crows/crowing, cries/crying
-crow: a crow, a raven | caws/cawing, croaks/croaking
-burp: somebody, a man | burps/burping, belches/belching
-door: a door, a wooden door | shuts/shutting, slams/slamming
-hand bell: a bell, a hand bell | tolls/tolling, chimes/chiming
-3d printer~: a printer, a stepper motor | whirs/whirring, moves/moving
-record scratch: a record, a vinyl disc | is scratched/being scratched, is spun back/being spun back
-electric guitar~: a guitar, an electric guitar | plays/playing, strums/strumming
-guitar harmonics: guitar harmonics, high guitar notes | ring out/ringing out, sound/sounding
-glass~: a wine glass, a crystal glass | sings/singing, resonates/resonating
-drum roll~: a drum roll, a roll on a drum | builds up/building up, rattles/rattling
-cymbal: a cymbal, a crash cymbal | is hit/being hit, splashes/splashing
-snare drum: a snare drum, a snare | is struck/being struck, cracks/cracking
-tom-tom: a tom, a tom drum | is beaten/being beaten, thuds/thudding
-bass drum: a bass drum, a kick drum | thumps/thumping, kicks/kicking
-cowbell: a cowbell, a metal bell | clonks/clonking, is tapped/being tapped
-tabla: a tabla, an indian drum | is played/being played, resounds/resounding
-hi-hat: a hi-hat, a pair of cymbals | ticks/ticking, closes/closing
-piano: a piano, a grand piano | sounds a chord/sounding a chord, plays a note/playing a note
-choir: a choir, a chorus | sings/singing, holds a note/holding a note
-finger snap: fingers, somebody's fingers | snap/snapping, click/clicking
-whoosh: something fast, a stick | whooshes/whooshing, swishes/swishing
-'''
-
-# %% ../../nbs/data/13_scenes.ipynb #00820493
-@dataclass(frozen=True)
-class Words:
-    "How a kind of sound is put into words."
-    subjects:tuple[str, ...]
-    verbs:tuple[tuple[str, str], ...] # (finite, participle)
-    texture:bool
-
-def _read_lexicon(text:str)->dict[str, Words]:
-    lex = {}
-    for line in text.strip().splitlines():
-        kind, rest = line.split(': ', 1)
-        subjects, verbs = rest.split(' | ')
-        lex[kind.rstrip('~')] = Words(tuple(subjects.split(', ')),
-                                      tuple(tuple(v.split('/')) for v in verbs.split(', ')), kind.endswith('~'))
-    return lex
-
-LEXICON = _read_lexicon(_STREET_AND_WORK) | _read_lexicon(_ANIMALS_AND_MUSIC)
-KINDS = tuple(LEXICON)
-TEXTURES = tuple(k for k in KINDS if LEXICON[k].texture)
-TIMES = {2: ('twice', 'two times'), 3: ('three times', 'thrice')}
-PLACES = {'near': ('close by', 'nearby'), 'far': ('far away', 'in the distance')}
-
-# %% ../../nbs/data/13_scenes.ipynb #9c9f2ce9
-def _clause(e:Event, pick, participle:bool=False)->str:
-    w = LEXICON[e.kind]
-    parts = [pick(w.subjects), pick(w.verbs)[participle]]
-    if e.count > 1: parts.append(pick(TIMES[e.count]))
-    if e.distance: parts.append(pick(PLACES[e.distance]))
-    return ' '.join(parts)
-
-def _slot_text(slot:Slot, pick)->str:
-    if len(slot) == 1: return _clause(slot[0], pick)
-    front, behind = slot
-    form = pick(('{f} while {b}', '{f} as {b}', '{f} over the sound of {p}', 'with {p} in the background {f}'))
-    return form.format(f=_clause(front, pick), b=_clause(behind, pick), p=_clause(behind, pick, True))
-
-def say(d:Description, rng:np.random.Generator)->str:
-    "One caption of a description; wording and order of telling are sampled with `rng`."
-    pick = lambda options: options[rng.integers(len(options))]
-    slots = [_slot_text(s, pick) for s in d]
-    if len(slots) == 2 and rng.random() < 0.3: text = f'{slots[1]} after {slots[0]}'
-    else:
-        text = slots[0] + ''.join(pick((', then ', ', and then ', ', after which ', ' before ')) + s for s in slots[1:])
-    return text[0].upper() + text[1:] + '.'
-
-# %% ../../nbs/data/13_scenes.ipynb #c316a612
-@lru_cache(maxsize=1)
-def _clauses()->dict[str, str]:
-    return {f'{s} {form}': k for k, w in LEXICON.items() for s in w.subjects for v in w.verbs for form in v}
-
-def _strip_word(text:str, table:dict, default)->tuple:
-    for value, words in table.items():
-        for w in words:
-            if text.endswith(' ' + w): return text[:-len(w)-1], value
-    return text, default
-
-def _read_event(text:str)->Event:
-    text, distance = _strip_word(text.strip(), PLACES, '')
-    text, count = _strip_word(text, TIMES, 1)
-    return Event(_clauses()[text], count, distance)
-
-def _read_slot(text:str)->Slot:
-    if m := re.fullmatch(r'with (.+) in the background (.+)', text): behind, front = m.groups()
-    else:
-        front, *rest = re.split(r' while | as | over the sound of ', text)
-        behind = rest[0] if rest else None
-    return (_read_event(front),) if behind is None else (_read_event(front), _read_event(behind))
-
-def understand(caption:str)->Description:
-    "The description that a caption expresses: the inverse of `say`. Raises KeyError on words it does not know."
-    text = normalise(caption).strip()
-    if ' after ' in text.replace(' after which ', ' then '):
-        last, first = re.split(r' after (?!which)', text)
-        parts = [first, last]
-    else: parts = re.split(r' and then | then | after which | before ', text)
-    return tuple(_read_slot(p.strip()) for p in parts)
-
-# %% ../../nbs/data/13_scenes.ipynb #62d51e15
-@dataclass(frozen=True)
-class Form:
-    "What distinguishes the two scene datasets."
-    n_events:tuple[int, int]
-    seconds:tuple[float, ...]
-    train_captions:int
-
-FORMS = {'sparse': Form((1, 3), (5.,), 1), 'dense': Form((2, 4), (5., 6., 7., 8.), 5)}
-
-def owner(kinds:frozenset)->str:
-    "The split that a set of kinds belongs to. Single kinds belong to all: each sound may be heard anywhere."
-    h = int(hashlib.sha256('|'.join(sorted(kinds)).encode()).hexdigest(), 16) % 10
-    return 'test' if h < 2 else 'val' if h == 2 else 'train'
-
-def _allowed(d:Description, split:str)->bool:
-    kinds = kind_set(d)
-    return len(kinds) == len(events(d)) and (len(kinds) == 1 or owner(kinds) == split)
-
-def _draw_event(rng, kinds:tuple=KINDS)->Event:
-    kind = kinds[rng.integers(len(kinds))]
-    count = 1 if LEXICON[kind].texture else int(rng.choice(3, p=(.6, .25, .15))) + 1
-    return Event(kind, count, ('', 'near', 'far')[rng.choice(3, p=(.6, .2, .2))])
-
-def draw_description(rng:np.random.Generator, n:int, split:str)->Description:
-    "A random description of `n` events whose kinds belong to `split`."
-    while True:
-        slots = []
-        left = n
-        while left:
-            if left > 1 and rng.random() < 0.35:
-                slots.append((_draw_event(rng), _draw_event(rng, TEXTURES)))
-                left -= 2
-            else:
-                slots.append((_draw_event(rng),))
-                left -= 1
-        if _allowed(tuple(slots), split): return tuple(slots)
-
-# %% ../../nbs/data/13_scenes.ipynb #377df3e0
-def _replace(d:Description, old:Event, new:Event)->Description:
-    return tuple(tuple(new if e is old else e for e in s) for s in d)
-def _choose(rng, options): return options[rng.integers(len(options))] if len(options) else None
-
-def exchanged(d, rng, split):
-    "One event is another kind of sound."
-    old = _choose(rng, events(d))
-    kinds = TEXTURES if LEXICON[old.kind].texture else tuple(k for k in KINDS if not LEXICON[k].texture)
-    options = [x for k in kinds if _allowed(x := _replace(d, old, replace(old, kind=k)), split) and k != old.kind]
-    return _choose(rng, options)
-
-def more_or_less(d, rng, split, most:int):
-    "One event fewer, or one more at the end."
-    fewer = [x for e in events(d) if (x := tuple(s for slot in d if (s := tuple(o for o in slot if o is not e))))
-             and _allowed(x, split) and len(events(x)) > 1]
-    more = [x for k in KINDS if _allowed(x := d + ((Event(k),),), split)] if len(events(d)) < most else []
-    return _choose(rng, fewer or more)
-
-# %% ../../nbs/data/13_scenes.ipynb #9783304f
-def reordered(d, rng, split):
-    "Two slots change places."
-    if len(d) < 2: return None
-    i = rng.integers(len(d) - 1)
-    return d[:i] + (d[i+1], d[i]) + d[i+2:]
-
-def overlapped(d, rng, split):
-    "Two events in sequence now overlap, or the other way round."
-    merged = [d[:i] + ((d[i][0], d[i+1][0]),) + d[i+2:] for i in range(len(d)-1)
-              if len(d[i]) == len(d[i+1]) == 1 and LEXICON[d[i+1][0].kind].texture]
-    parted = [d[:i] + ((s[0],), (s[1],)) + d[i+1:] for i, s in enumerate(d) if len(s) == 2]
-    return _choose(rng, merged + parted)
-
-def recounted(d, rng, split):
-    "An event happens more or less often."
-    e = _choose(rng, [e for e in events(d) if not LEXICON[e.kind].texture])
-    return e and _replace(d, e, replace(e, count=_choose(rng, [c for c in (1, 2, 3) if c != e.count])))
-
-def moved(d, rng, split):
-    "What was near is far, or the other way round."
-    e = _choose(rng, [e for e in events(d) if e.distance])
-    return e and _replace(d, e, replace(e, distance={'near': 'far', 'far': 'near'}[e.distance]))
-
-# %% ../../nbs/data/13_scenes.ipynb #7a2853ff
-FAMILY = 8 # scenes in a family of the validation and test splits
-CONTENT = ('exchange', 'exchange', 'exchange', 'more or less', 'more or less') # members 1..5; 6 and 7: structure
-STRUCTURE = {'order': reordered, 'overlap': overlapped, 'count': recounted, 'distance': moved}
-NEAR_MISSES = tuple(dict.fromkeys(CONTENT)) + tuple(STRUCTURE)
-
-def draw_family(rng:np.random.Generator, form:str, split:str
-                )->list[tuple[str, Description]]: # (how it differs from the base, description)
-    "A base description and seven near misses, all different, all of kinds that belong to `split`."
-    lo, hi = FORMS[form].n_events
-    while True:
-        base = draw_description(rng, int(rng.integers(max(lo, 2), hi + 1)), split)
-        family = [('base', base)]
-        for what in CONTENT:
-            family.append((what, exchanged(base, rng, split) if what == 'exchange'
-                                 else more_or_less(base, rng, split, hi)))
-        for what in rng.permutation(list(STRUCTURE))[:2]: family.append((str(what), STRUCTURE[what](base, rng, split)))
-        if len({d for _, d in family} - {None}) == FAMILY: return family
+__all__ = ['RATE', 'GAINS', 'DISTANCE_GAIN', 'NOISE', 'FORMS', 'sounds', 'recording', 'far', 'mix', 'Form', 'Scenes',
+           'near_miss_recall']
 
 # %% ../../nbs/data/13_scenes.ipynb #cfe1fbb7
 RATE = 44100 # Hz, of the recordings and of every scene
@@ -347,7 +87,7 @@ def _piece(x:np.ndarray, n:int, rng, texture:bool)->np.ndarray:
 # %% ../../nbs/data/13_scenes.ipynb #bebc13fc
 def _place_event(out:np.ndarray, e:Event, start:int, n:int, split:str, rng)->None:
     "Mix one event into `out`, in the `n` samples from `start`; its repetitions share that time."
-    file = _choose(rng, _files(e.kind, split))
+    file = choose(rng, _files(e.kind, split))
     x = _far_recording(file) if e.distance == 'far' else recording(file)
     texture, speed = LEXICON[e.kind].texture, rng.uniform(.94, 1.06)
     gain = _db(rng.uniform(*GAINS) * (.4 if e.distance else 1) + DISTANCE_GAIN[e.distance])
@@ -374,8 +114,18 @@ def mix(d:Description, seconds:float, split:str, rng:np.random.Generator
             inset = int(.2 * (b - a)) if len(slot) == 2 and not behind else 0
             _place_event(out, e, a + inset, b - a - 2*inset, split, rng)
             spans.append((e, (a + inset) / RATE, (b - inset) / RATE))
-    out += _db(rng.uniform(*NOISE)) * _piece(recording(_choose(rng, _files('bed', split))), n, rng, True)
+    out += _db(rng.uniform(*NOISE)) * _piece(recording(choose(rng, _files('bed', split))), n, rng, True)
     return out * min(1., .99 / np.abs(out).max()), spans
+
+# %% ../../nbs/data/13_scenes.ipynb #629e1c5a
+@dataclass(frozen=True)
+class Form:
+    "What distinguishes the two scene datasets."
+    n_events:tuple[int, int] # fewest and most in a scene
+    seconds:tuple[float, ...] # lengths of a scene, all equally likely
+    train_captions:int # of each training scene; all others have five
+
+FORMS = {'sparse': Form((1, 3), (5.,), 1), 'dense': Form((2, 4), (5., 6., 7., 8.), 5)}
 
 # %% ../../nbs/data/13_scenes.ipynb #3c22aab3
 class Scenes(Clips):
@@ -413,7 +163,7 @@ class Scenes(Clips):
         return [set(kind_set(d)) for d in self.descriptions]
 
     def manifest(self)->dict:
-        return super().manifest() | dict(form=self.form, seed=self.seed, recordings=_recordings_hash())
+        return super().manifest() | dict(form=self.form, seed=self.seed, assets=_assets_hash())
 
 # %% ../../nbs/data/13_scenes.ipynb #347a807e
 @patch
@@ -430,20 +180,21 @@ def _train_description(self:Scenes, i:int, split:str)->Description:
 
 @patch
 def _families(self:Scenes, n:int, split:str)->list[tuple[str, Description]]:
-    seen, out = set(), []
+    seen, members = set(), []
     for f in range(n):
-        attempt, family = 0, draw_family(self._rng('family', f, 0), self.form, split)
-        while seen & {d for _, d in family}:
-            family = draw_family(self._rng('family', f, attempt := attempt + 1), self.form, split)
+        for attempt in count():
+            family = draw_family(self._rng('family', f, attempt), FORMS[self.form].n_events, split)
+            if not seen & {d for _, d in family}: break
         seen.update(d for _, d in family)
-        out += family
-    return out
+        members += family
+    return members
 
 @patch
 def _captions(self:Scenes, i:int, n:int)->list[str]:
-    rng, out = self._rng('words', i), {}
-    while len(out) < n: out[say(self.descriptions[i], rng)] = None
-    return list(out)
+    rng = self._rng('words', i)
+    captions = {} # as a set that keeps their order
+    while len(captions) < n: captions[say(self.descriptions[i], rng)] = None
+    return list(captions)
 
 # %% ../../nbs/data/13_scenes.ipynb #769dd5a8
 @patch
@@ -453,11 +204,20 @@ def render(self:Scenes, i:int)->tuple: # (wave (samples,), spans)
 
 # %% ../../nbs/data/13_scenes.ipynb #655bfa54
 @lru_cache(maxsize=1)
-def _recordings_hash()->str: # of the recordings and of what the table says about them
-    table, folder = files('atr_nb').joinpath('assets/sounds.csv'), files('atr_nb').joinpath('assets/sounds')
-    return hash_json([hash_file(f) for f in (table, *(folder.joinpath(name) for name in sounds().file))])
+def _assets_hash()->str: # of the lexicon, of the recordings, and of what their table says about them
+    assets = files('atr_nb').joinpath('assets')
+    recordings = [assets.joinpath('sounds', name) for name in sounds().file]
+    return hash_json([hash_file(f) for f in (LEXICON_FILE, assets.joinpath('sounds.csv'), *recordings)])
 
 # %% ../../nbs/data/13_scenes.ipynb #2106e065
+def _percent(x:Tensor)->float: return 100 * x.float().mean().item()
+
+def _leads(scores:Tensor, clip:Tensor, scene:int)->Tensor: # of a scene's and its base's captions, one after the other
+    "How much higher each of these captions scores with its own scene than with the other of the two."
+    base = scene // FAMILY * FAMILY
+    lead = scores[scene] - scores[base]
+    return torch.cat([lead[clip == scene], -lead[clip == base]])
+
 def near_miss_recall(
     scores:Tensor, # (clips, captions) of a validation or test split
     scenes:Scenes,
@@ -467,15 +227,10 @@ def near_miss_recall(
     own = scores.gather(0, clip[None])[0] # each caption's score with its own scene
     best = (scores > own).sum(0) == 0
     kinds = np.array(scenes.near_miss)
-    percent = lambda x: 100 * x.float().mean().item()
-    rows = {'base': {'R@1': percent(best[torch.from_numpy(kinds == 'base')[clip]])}}
+    rows = {'base': {'R@1': _percent(best[torch.from_numpy(kinds == 'base')[clip]])}}
     for kind in NEAR_MISSES:
         of_kind = torch.from_numpy(np.flatnonzero(kinds == kind)) # scenes
-        lead = []
-        for scene in of_kind:
-            b = scene // FAMILY * FAMILY
-            lead += [(scores[scene] - scores[b])[clip == scene], (scores[b] - scores[scene])[clip == b]]
-        lead = torch.cat(lead)
-        rows[kind] = {'R@1': percent(best[torch.isin(clip, of_kind)]),
-                      'pairwise accuracy': percent((lead > 0) + (lead == 0) / 2)}
+        lead = torch.cat([_leads(scores, clip, scene) for scene in of_kind])
+        rows[kind] = {'R@1': _percent(best[torch.isin(clip, of_kind)]),
+                      'pairwise accuracy': _percent((lead > 0) + (lead == 0) / 2)}
     return pd.DataFrame(rows).T

@@ -14,7 +14,8 @@ from tqdm import tqdm
 from ..data.batches import Beside, Inputs, Pairs, Tokens, part
 from ..data.datasets import SPLITS, Clips
 from ..data.features import text_features
-from ..data.scenes import Scenes, say
+from ..data.descriptions import say
+from ..data.scenes import Scenes
 from ..evaluation.scoring import encode_all, score_all
 from ..files import code_hash
 from ..methods.hci_ac import fusion_curve

@@ -12,7 +12,8 @@ from tqdm import tqdm
 from ..alignment.pooling import GPO
 from ..data.batches import Pairs
 from ..data.datasets import Clips, Lengthened
-from ..data.scenes import RATE, Description, events, kind_set, say
+from ..data.descriptions import Description, events, kind_set, say
+from ..data.scenes import RATE
 from ..encoders.tower import TwoTower
 from ..evaluation.scoring import encode_all, score_all
 from ..figures import sound_figure

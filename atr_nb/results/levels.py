@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from ..data.batches import Pairs
 from ..data.datasets import Clips
-from ..data.scenes import NEAR_MISSES
+from ..data.descriptions import NEAR_MISSES
 from ..evaluation.metrics import hits
 from ..model import Encoded, RetrievalModel
 

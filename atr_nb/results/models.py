@@ -296,7 +296,7 @@ def _story(folder:Path, label:dict)->dict: # of a run -> content of the model ca
     story = {k: label[k] for k in ('paper', 'row', 'profile')} | from_record
     story |= dict(epoch=kept['epoch'], validation=kept['metrics'], test=record['metrics'])
     if record['dataset'].startswith('scenes-'):
-        from atr_nb.data.scenes import KINDS
+        from atr_nb.data.descriptions import KINDS
         story['kinds'] = list(KINDS)
     return story
 

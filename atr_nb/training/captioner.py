@@ -19,7 +19,7 @@ from tqdm import tqdm
 from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTokenizerFast
 from ..data.batches import Pairs, RandomBatches, Tokens
 from ..data.datasets import Clips, read_table
-from ..data.scenes import TEXTURES, events, understand
+from ..data.descriptions import TEXTURES, events, understand
 from ..encoders.tower import merge_tokens
 from ..files import code_hash, hash_json, intact, load_json, save_json, weights_hash
 from ..model import Encoded, Encoder
