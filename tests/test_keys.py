@@ -29,7 +29,7 @@ FEATURES = SOUND + 'data.features encoders.panns encoders.aisfx model'.split()
 WORDS = 'data.features data.captions encoders.text model'.split()
 parsed = files._module.__wrapped__
 RUN = FEATURES + WORDS + ('data.batches encoders.tower encoders.transformers alignment.pooling alignment.tokens evaluation.metrics evaluation.scoring methods.mgrl '
-    'training.losses training.recipe training.checkpoints training.trainer training.curriculum results.opening results.runs').split()
+    'training.losses training.recipe training.checkpoints training.trainer training.curriculum results.opening results.setup results.runs').split()
 
 
 @pytest.fixture(scope='module')

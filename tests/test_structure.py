@@ -55,8 +55,8 @@ def test_nothing_imports_from_a_room_below(path):
     assert not below
 
 
-def test_from_records_to_the_report_leads_one_way():
-    way = 'records tables claims report experiment'.split()
+def test_from_the_setup_to_the_report_leads_one_way():
+    way = 'setup runs records tables claims report experiment'.split()
     for k, name in enumerate(way):
         later = {f'atr_nb.results.{n}' for n in way[k + 1:]}
         back = {n for n in imports(PACKAGE/'results'/f'{name}.py') if n in later or n.rpartition('.')[0] in later}

@@ -84,7 +84,7 @@ def _identity(setup:Setup, dataset:str, method:str, options:dict, recipe:Recipe,
         method=method, options=options, recipe=asdict(recipe), seed=seed, extra=extra, device=setup.device.type,
         code=code_hash('atr_nb.results.runs', *modules(method, options), *map(type, samplers.values())))
 
-# %% ../../nbs/results/70_runs.ipynb #22e3a2c4
+# %% ../../nbs/results/70_runs.ipynb #e0ba5e8c
 def measure_scores(test:Pairs, scores:Tensor, metrics:dict)->tuple[dict, dict]: # (fields of the record, ranks)
     "What is recorded about a score matrix (clips, captions) of a test split."
     t2a, a2t = map(packed, places(scores, test.clip_of_caption))
@@ -200,7 +200,7 @@ class Runs(Setup):
         self._setups[folder.name] = setup
         return setup, folder, identity, recipe, samplers
 
-# %% ../../nbs/results/70_runs.ipynb #53796e9c
+# %% ../../nbs/results/70_runs.ipynb #5dad0538
 def _remarks(setup:Setup, dataset:str)->dict: # a field `note` if the splits have remarks
     notes = [f'{split}: {note}' for split in SPLITS if (note := setup.clips(dataset, split).note)]
     return dict(note='; '.join(notes)) if notes else {}
@@ -298,7 +298,7 @@ def history(self:Runs, record:dict)->list[dict]:
 
 # %% ../../nbs/results/70_runs.ipynb #b038a425
 @patch
-def half_way(self:Runs, record:dict, stage:int)->tuple[dict, dict]: # record, ranks
+def after_stage(self:Runs, record:dict, stage:int)->tuple[dict, dict]: # record, ranks
     "Measure a run as it was after one of its stages, counted from 1."
     setup, file = self.setup(record), self.settings.runs/record['run']/f'stage{stage}.json'
     if not (intact(file, load_json) and intact(file.with_suffix('.npz'))):
