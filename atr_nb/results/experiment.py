@@ -42,7 +42,7 @@ class Findings(list):
         return '\n'.join(lines) + '\n'
 
 # %% ../../nbs/results/74_experiment.ipynb #7470398e
-Row = dict | Callable[[str, int], dict] # arguments of `Records.run`, or a function of dataset and seed that returns them
+Row = dict | Callable[[str, int], dict] # arguments of `Records.run`; or a function of dataset and seed to them
 
 def _of(row:Row, dataset:str, seed:int)->dict: return row(dataset, seed) if callable(row) else row
 
