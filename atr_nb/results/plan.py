@@ -27,7 +27,7 @@ __all__ = ['TRAINS', 'Statement', 'statements', 'asking', 'training_part', 'Unkn
            'Plan', 'weigh', 'plans', 'total']
 
 # %% ../../nbs/results/79_plan.ipynb #075d14eb
-TRAINS = {'sweep', 'ablate', 'run', 'trial', 'try_all'} # a call of one of these requests training
+TRAINS = {'sweep', 'ablate', 'run', 'make', 'trial', 'try_all'} # a call of one of these requests training
 
 def _used(table:symtable.SymbolTable)->set[str]: # with those that are used inside functions
     outer = table.get_type() == 'module'
@@ -144,7 +144,8 @@ class Planner(experiment.Experiment):
     def save(self)->None: pass
     def table(self, name:str)->None: pass
     def _unknown(self, *_, **__): raise Unknown
-    trained = pooled = scores = history = after = ranks = measure = judge = compare = verdict = _unknown
+    make = trained = pooled = scores = history = after_stage = after = _unknown
+    ranks = measure = judge = compare = verdict = _unknown
 
 def _all_but_json(folder:str, names:list[str])->list[str]: # what not to copy
     return [name for name in names if not (Path(folder)/name).is_dir() and '.json' not in name]
