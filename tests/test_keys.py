@@ -31,7 +31,7 @@ FEATURES = SOUND + 'data.features encoders.panns encoders.aisfx model'.split()
 WORDS = 'data.features data.captions encoders.text model'.split()
 parsed = files._module.__wrapped__
 RUN = FEATURES + WORDS + ('data.batches encoders.tower encoders.transformers alignment.pooling alignment.tokens evaluation.metrics evaluation.scoring methods.mgrl '
-    'training.losses training.recipe training.checkpoints training.trainer training.curriculum results.opening results.runs').split()
+    'training.losses training.recipe training.checkpoints training.trainer training.curriculum results.opening results.setup results.runs').split()
 
 
 @pytest.fixture(scope='module')
@@ -55,12 +55,17 @@ def package(tmp_path, monkeypatch):
     return tmp_path/'atr_nb'
 
 
+def setup_of(parts):
+    "What a run's identity asks of a setup"
+    scenes, ear, voice = parts
+    return SimpleNamespace(settings=replace(load('smoke'), root=ROOT), fingerprints=(ear.fingerprint(), voice.fingerprint()), clips=lambda dataset, split: scenes, device=torch.device('cpu'))
+
+
 def keys(parts):
     "The keys of a manifest, of features of sound and of words, and of a run"
     scenes, ear, voice = parts
     for name in ('manifest_hash', 'sound_hash'): vars(scenes).pop(name, None)
-    setup = SimpleNamespace(settings=replace(load('smoke'), root=ROOT), fingerprints=(ear.fingerprint(), voice.fingerprint()), clips=lambda dataset, split: scenes, device=torch.device('cpu'))
-    identity = runs._identity(setup, 'scenes-sparse', 'mgrl', {}, Recipe(Stage(1)), 0, {'hard': object.__new__(MinedBatches)}, {})
+    identity = runs._identity(setup_of(parts), 'scenes-sparse', 'mgrl', {}, Recipe(Stage(1)), 0, {'hard': object.__new__(MinedBatches)}, {})
     return dict(manifest=scenes.manifest_hash, sound=hash_json(feature_facts('audio', scenes.sound_hash, ear, 'float16')),
                 words=hash_json(feature_facts('text', 'captions', voice, 'float16')), run=runs.run_name(identity))
 
@@ -116,6 +121,22 @@ def test_every_module_that_can_change_a_number_is_tried():
     modules = {'.'.join(p.relative_to(ROOT/'atr_nb').with_suffix('').parts) for p in (ROOT/'atr_nb').rglob('*.py')}
     modules = {m for m in modules if not m.endswith('.__init__')}
     assert modules - set(aside.split()) == set(RUN)
+
+
+@pytest.mark.parametrize('module', ['results.records', 'results.tables', 'results.experiment'])
+def test_where_a_run_is_noted_does_not_determine_it(module):
+    "Neither that of a plain run nor that of one with auxiliary captions, whose address holds the code of `auxiliary` as well"
+    assert f'atr_nb.{module}' not in files._reached(['atr_nb.results.runs', 'atr_nb.results.auxiliary'])
+
+
+@pytest.mark.parametrize('options, base', [({}, 'baseline'), (dict(base='mgrl'), 'mgrl'), (dict(base='hci_ac'), 'hci_ac')])
+def test_a_constant_of_its_base_changes_the_address_of_a_method(package, parts, options, base):
+    "DiffATR builds its base by name and does not import it"
+    def address(): return runs.run_name(runs._identity(setup_of(parts), 'scenes-sparse', 'diffatr', options, Recipe(Stage(1)), 0, {}, {}))
+    path = package/'methods'/f'{base}.py'
+    before = address()
+    change(path, constants(path)[0])
+    assert address() != before
 
 
 def test_weights_assets_and_vocabulary_count(parts):

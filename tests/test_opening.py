@@ -13,7 +13,7 @@ from atr_nb import cli
 from atr_nb.data.datasets import AudioCaps, Clotho
 from atr_nb.encoders.panns import Cnn10, load_panns
 from atr_nb.results.opening import TABLES, check
-from atr_nb.results.runs import Setup
+from atr_nb.results.setup import Setup
 from atr_nb.settings import load
 from atr_nb.training import trainer
 

@@ -11,7 +11,7 @@ from atr_nb.evaluation.metrics import ranks_hash
 from atr_nb.files import save_arrays, sealed, write_file
 from atr_nb.results import claims as C, published as P, records as K, report as R, tables as T
 from atr_nb.results.experiment import Experiment
-from atr_nb.results.runs import Records
+from atr_nb.results.records import Records
 from atr_nb.settings import load
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -500,7 +500,7 @@ def test_peak_memory_is_of_the_process_itself():
 
 def test_rows_of_a_sweep_stand_as_given_whatever_is_run_first(tmp_path):
     class Noted(Experiment):
-        def run(self, table, row, dataset, seed, **what): return self._note(table, row, dict(dataset=dataset, seed=seed))
+        def run(self, table, row, dataset, seed, **what): return self._note(table, row, dict(run='', dataset=dataset, seed=seed), {})
         def save(self): pass
         def table(self, name): return [(r['dataset'], r['row']) for r in self.records if r['table'] == name]
     lab = Noted(load('smoke', out=str(tmp_path)), 'baseline')

@@ -11,7 +11,7 @@ import atr_nb
 from ..words import one_of
 
 # %% auto #0
-__all__ = ['names', 'create']
+__all__ = ['names', 'create', 'modules']
 
 # %% ../../nbs/methods/59_init.ipynb #a4388f8e
 def names()->list[str]:
@@ -20,6 +20,10 @@ def names()->list[str]:
                   if not m.name.startswith('_'))
 
 # %% ../../nbs/methods/59_init.ipynb #1f8c80d7
+def _class(name:str)->type: # ValueError for an unknown method
+    one_of('method', name, names())
+    return import_module(f'atr_nb.methods.{name}').Method
+
 def create(
     name:str, # one of `names()`
     audio, # audio encoder: a module with `width`, called as encoder(x, mask) -> Encoded
@@ -27,8 +31,17 @@ def create(
     **options, # of the method's class: joint width, loss, temperature, ...
     ): # a RetrievalModel
     "Build a method. An unknown method or option raises a ValueError that lists the known ones."
-    one_of('method', name, names())
-    method = import_module(f'atr_nb.methods.{name}').Method
+    method = _class(name)
     known = [p for p in inspect.signature(method).parameters if p not in ('audio', 'text')]
     for option in options: one_of(f'{name}: option', option, known)
     return method(audio, text, **options)
+
+# %% ../../nbs/methods/59_init.ipynb #bd0a87ea
+def modules(
+    name:str, # one of `names()`
+    options:dict, # as for `create`
+    )->list[str]: # dotted names
+    "The modules that hold a method's code: its own, and that of the method which `base` names, given or by default."
+    own = inspect.signature(_class(name)).parameters
+    base = [options.get('base', own['base'].default)] if 'base' in own else []
+    return [f'atr_nb.methods.{method}' for method in (name, *base)]

@@ -14,7 +14,6 @@ from fastcore.basics import patch
 from torch import nn, Tensor
 from torch.nn import functional as F
 from ..encoders.tower import Tower
-from ..files import code_hash
 from . import create
 from ..model import Encoded, Encoder, RetrievalModel, mask_of, masked_softmax, positions, unit
 from ..training.losses import named
@@ -368,13 +367,12 @@ def diffatr_recipe(
 
 # %% ../../nbs/methods/65_diffatr.ipynb #9df79c0d
 def diffatr_row(
-    lab, # has `model` and `recipe`, as results.runs.Runs
+    lab, # has `model` and `recipe`, as results.setup.Setup
     seed:int,
     regime:str='two-stage', # one of `REGIMES`
     rate:float=1, # times the learning rate of the settings
     **options, # of `DiffATR`
-    )->dict: # arguments for `Runs.run` and `Runs.trial`
+    )->dict: # arguments for `Records.run` and `Runs.trial`
     "A base and a generator, trained for as many epochs in all as the settings say."
     recipe = diffatr_recipe(lab.model('diffatr', options, seed), lab.recipe(rate=rate), regime)
-    of_base = code_hash(f"atr_nb.methods.{options.get('base', 'baseline')}")
-    return dict(method='diffatr', options=options, recipe=recipe, extra=dict(base=of_base))
+    return dict(method='diffatr', options=options, recipe=recipe)

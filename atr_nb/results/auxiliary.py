@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 import torch
 from fastcore.basics import patch
+from torch import Tensor
 from tqdm import tqdm
 from ..data.batches import Beside, Inputs, Pairs, Tokens, part
 from ..data.datasets import SPLITS, Clips
@@ -20,7 +21,8 @@ from ..evaluation.scoring import encode_all, score_all
 from ..files import code_hash
 from ..methods.hci_ac import fusion_curve
 from ..processes import together
-from .runs import Runs, Setup, one_thread
+from .runs import Runs
+from .setup import Setup, one_thread
 from ..training.captioner import Captions, load_captions, say_all, train_captioner
 
 # %% auto #0
@@ -154,7 +156,7 @@ class Captioned(Setup):
 @patch
 def row(self:Captioned,
     same_steps:bool=True, # as many steps as without further pairs, so fewer epochs; else as many epochs
-    **what, # arguments of `Runs.run`, with a recipe of one stage
+    **what, # arguments of `Records.run`, with a recipe of one stage
     )->Callable[[str, int], dict]: # for `sweep`
     "A row that is trained and measured with these captions."
     stage = what['recipe'].stages[0]
@@ -184,15 +186,11 @@ def called(self:Captioned, row:str)->str:
 # %% ../../nbs/results/75_auxiliary.ipynb #7bd9d74f
 def fuse(
     lab:Runs,
-    table:str, # to note the record under
-    row:str,
     record:dict, # of a run with a matching branch
-    )->dict[float, float]: # weight -> validation score
-    "Choose the weight of the matching branch on validation, and measure the run on test with it."
+    )->tuple[dict[float, float], Tensor]: # weight -> validation score; test scores with the best (clips, captions)
+    "Choose the weight of the matching branch on validation, and score the test split with it."
     model, setup, dataset = lab.trained(record), lab.setup(record), record['dataset']
     with one_thread(setup):
         curve = fusion_curve(model, setup.pairs(dataset, 'val'))
         model.fusion = max(curve, key=curve.get)
-        scores = score_all(model, *encode_all(model, setup.pairs(dataset, 'test')))
-    lab.measure(table, row, dataset, scores, record)
-    return curve
+        return curve, score_all(model, *encode_all(model, setup.pairs(dataset, 'test')))

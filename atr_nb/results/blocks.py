@@ -8,7 +8,7 @@ from functools import cached_property
 from ..encoders.transformers import SideBySide
 from ..methods.tha_dcr import depths_of
 from ..model import Encoder
-from .runs import Setup
+from .setup import Setup
 
 # %% auto #0
 __all__ = ['Blocks']

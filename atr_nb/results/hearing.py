@@ -18,7 +18,8 @@ from ..encoders.tower import TwoTower
 from ..evaluation.scoring import encode_all, score_all
 from ..figures import sound_figure
 from ..model import Encoded, RetrievalModel
-from .runs import Runs, Setup
+from .records import Records
+from .setup import Setup
 
 # %% auto #0
 __all__ = ['sequences', 'sound_captions', 'Heard', 'heard', 'on_its_sound', 'hearing_figure', 'hear', 'pooling_figure',
@@ -136,7 +137,7 @@ def _weights(pool:GPO, n:int)->np.ndarray: # of the ranks in a row of n tokens (
 
 # %% ../../nbs/results/76_hearing.ipynb #9e71c623
 def among_others(
-    lab:Runs,
+    lab:Records,
     table:str, # to note the records under
     rows:dict[str, dict], # row -> the record of a trained model
     n:int, # clips: the first of the test split

@@ -14,10 +14,10 @@ from unittest.mock import patch
 from ..data.datasets import Clips
 from ..files import load_json, unsealed
 from ..notebooks import read_notebook
-from . import experiment, opening, runs
+from . import experiment, opening, setup
 from .choices import REPORTS
 from .runs import STORED, RUN, TRIAL
-from .records import load_records
+from .records import entry_of, load_records
 from .tables import duration
 from ..settings import Settings
 from ..training.curriculum import MinedBatches
@@ -27,7 +27,7 @@ __all__ = ['TRAINS', 'Statement', 'statements', 'asking', 'training_part', 'Unkn
            'Plan', 'weigh', 'plans', 'total']
 
 # %% ../../nbs/results/79_plan.ipynb #075d14eb
-TRAINS = {'sweep', 'ablate', 'run', 'trial', 'try_all'} # a call of one of these requests training
+TRAINS = {'sweep', 'ablate', 'run', 'make', 'trial', 'try_all'} # a call of one of these requests training
 
 def _used(table:symtable.SymbolTable)->set[str]: # with those that are used inside functions
     outer = table.get_type() == 'module'
@@ -122,7 +122,8 @@ class Planner(experiment.Experiment):
         notes.jobs, notes.device = self.jobs, self.device.type
 
     def run(self, table:str, row:str, dataset:str, seed:int, **what)->dict:
-        return _Known(self._note(table, row, _look(self, RUN, table, row, dict(dataset=dataset, seed=seed, **what))))
+        known = _look(self, RUN, table, row, dict(dataset=dataset, seed=seed, **what))
+        return _Known(self._note(table, row, known, ranks={}))
 
     def trial(self, dataset:str, seed:int, **what)->dict:
         known = _look(self, TRIAL, 'trial', '', dict(dataset=dataset, seed=seed, **what))
@@ -143,7 +144,8 @@ class Planner(experiment.Experiment):
     def save(self)->None: pass
     def table(self, name:str)->None: pass
     def _unknown(self, *_, **__): raise Unknown
-    trained = pooled = scores = history = after = ranks = measure = judge = compare = verdict = _unknown
+    make = trained = pooled = scores = history = after_stage = after = _unknown
+    ranks = measure = judge = compare = verdict = _unknown
 
 def _all_but_json(folder:str, names:list[str])->list[str]: # what not to copy
     return [name for name in names if not (Path(folder)/name).is_dir() and '.json' not in name]
@@ -167,10 +169,10 @@ _clips, _encoders = lru_cache(maxsize=None)(opening.open_split), lru_cache(maxsi
 def _patched(folder:Path, notes:Notes)->list: # context managers
     def not_mined(*_, **__): return {'easy': _NotMined(), 'hard': _NotMined()}
     def split(settings, *which): return _clips(_alike(settings), *which)
-    def pairs(setup, clips): return _Unheard(clips)
+    def pairs(self, clips): return _Unheard(clips)
     return [patch.multiple(experiment, Experiment=partial(Planner, folder=folder, notes=notes), mined=not_mined),
-            patch.multiple(runs, open_split=split, open_encoders=lambda settings: _encoders(_alike(settings))),
-            patch.object(runs.Setup, 'open_pairs', pairs),
+            patch.multiple(setup, open_split=split, open_encoders=lambda settings: _encoders(_alike(settings))),
+            patch.object(setup.Setup, 'open_pairs', pairs),
             redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO())]
 
 # %% ../../nbs/results/79_plan.ipynb #411733ce
@@ -219,8 +221,6 @@ def earlier(settings:Settings)->dict[str, list[dict]]: # page -> records of the 
     return found
 
 # %% ../../nbs/results/79_plan.ipynb #234d6388
-def _place(record:dict)->tuple: return tuple(record[k] for k in ('table', 'row', 'dataset', 'seed'))
-
 def _mean(values)->float: # NaN for none
     values = list(values)
     return sum(values) / len(values) if values else float('nan')
@@ -249,18 +249,18 @@ class Plan:
 # %% ../../nbs/results/79_plan.ipynb #b4028242
 def _seconds(records:list[dict], device:str)->list[tuple]: # (run, place, seconds) of what was trained on such a device
     here = [r for r in records if ('CPU' in r['device']) == (device == 'cpu')]
-    return [(r['run'], _place(r), r['seconds']) for r in here if r['seconds'] and '-' not in r['run']]
+    return [(r['run'], entry_of(r), r['seconds']) for r in here if r['seconds'] and '-' not in r['run']]
 
 def _not_asked(own:list[dict], notes:Notes, settings:Settings)->dict[str, tuple]: # run -> place
     "Further runs of a page's last report, if the page will need more runs than are known now."
     wanted = [r for r in own if notes.later and r['dataset'] in settings.datasets and r['seed'] in settings.seeds]
-    trained = {r['run']: _place(r) for r in wanted if r['seconds'] and '-' not in r['run']}
+    trained = {r['run']: entry_of(r) for r in wanted if r['seconds'] and '-' not in r['run']}
     return {run: place for run, place in trained.items() if place not in notes.asked.values()}
 
 def weigh(paper:str, notes:Notes, settings:Settings, known:dict[str, list[dict]], seen:set[str])->Plan:
     "Count and time what a page requests; `seen` holds the runs of earlier pages, and those of this one are added."
     own, asked = known.get(paper, []), notes.asked
-    as_then = {_place(r): r['run'] for r in own}
+    as_then = {entry_of(r): r['run'] for r in own}
     same = all(as_then.get(place, run) == run for run, place in asked.items())
     later = _not_asked(own, notes, settings)
     shared, there = seen & asked.keys(), notes.there - seen

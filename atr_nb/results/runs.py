@@ -4,39 +4,38 @@
 
 # %% ../../nbs/results/70_runs.ipynb #c5ce883b
 from __future__ import annotations
-import copy, json, os, platform, re, resource, subprocess, sys, time, warnings
+import os, platform, re, resource, subprocess, sys, time, warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import cached_property, lru_cache, partial
+from functools import lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
-import numpy as np, torch
+import torch
 import atr_nb
 from fastcore.basics import patch
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
-from ..data.batches import Pairs, Tokens, Waveforms
-from ..data.datasets import SPLITS, Clips
-from ..data.features import audio_features, text_features
-from ..evaluation.metrics import packed, places, ranks_hash, retrieval_metrics
+from ..data.batches import Pairs
+from ..data.datasets import SPLITS
+from ..evaluation.metrics import packed, places, ranks_hash
 from ..evaluation.scoring import encode_all, evaluate
 from ..files import (BLANK, Damaged, atomic, check as check_file, code_hash, hash_json, intact, load_arrays,
-    load_json, save_arrays, save_json, seal, sealed, write_file)
-from ..methods import create
-from ..model import Encoder, RetrievalModel
+    load_json, save_arrays, save_json, seal)
+from ..methods import modules
+from ..model import RetrievalModel
 from ..processes import can_fork, together
-from .opening import check, check_lengths, open_encoders, open_split
+from .setup import Setup, one_thread
 from ..settings import Settings
 from ..training.checkpoints import CheckpointError, load_weights
-from ..training.recipe import Recipe, Stage
-from ..training.trainer import fit, open_device
+from ..training.recipe import Recipe
+from ..training.trainer import fit
 
 # %% auto #0
-__all__ = ['RUN', 'TRIAL', 'STORED', 'commit', 'versions', 'device_name', 'peak_memory_mb', 'Setup', 'run_name', 'one_thread',
-           'check_run', 'Records', 'Runs']
+__all__ = ['RUN', 'TRIAL', 'STORED', 'commit', 'versions', 'device_name', 'peak_memory_mb', 'circumstances', 'run_name',
+           'measure_scores', 'check_run', 'Runs']
 
 # %% ../../nbs/results/70_runs.ipynb #0008e0c3
 def _git(*args)->str:
@@ -67,77 +66,10 @@ def peak_memory_mb(device:torch.device)->int:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2**20 if sys.platform == 'darwin' else 2**10))
 
-# %% ../../nbs/results/70_runs.ipynb #53bd9b4c
-class Setup:
-    "The datasets, encoders, features and untrained models of one `Settings`."
-    def __init__(self,
-        settings:Settings,
-        audio:Encoder|None=None, # instead of the audio encoder that the settings name
-        ):
-        check(settings)
-        self.settings, self._audio, self._splits = settings, audio, {}
-        self.device = open_device(settings.device, settings.precision)
-
-    @cached_property
-    def encoders(self)->tuple[Encoder, Encoder]: # for sound, for text
-        audio, text = open_encoders(self.settings)
-        return self._audio or audio, text
-
-    @cached_property
-    def fingerprints(self)->tuple[str, str]: # of both, as pretrained; fine-tuning changes copies only
-        audio, text = self.encoders
-        return audio.fingerprint(), text.fingerprint()
-
-    def clips(self, dataset:str, split:str)->Clips: return self.pairs(dataset, split).clips
-
-    def pairs(self, dataset:str, split:str)->Pairs:
-        "One split of one dataset, ready for training or scoring."
-        if (dataset, split) not in self._splits:
-            self._splits[dataset, split] = self.open_pairs(open_split(self.settings, dataset, split))
-        return self._splits[dataset, split]
-
-# %% ../../nbs/results/70_runs.ipynb #0a66a718
-@patch
-def open_pairs(self:Setup, clips:Clips)->Pairs:
-    "Pairs of any clips: cached features where the encoders are frozen, waveforms and token ids where fine-tuned."
-    (audio, text), s = self.encoders, self.settings
-    check_lengths(clips, audio)
-    if s.finetune: inputs = Waveforms(clips, audio.sample_rate), Tokens(clips.flat_captions, text)
-    else: inputs = (audio_features(clips, audio.faster(), s.cache, device=self.device, force=s.force),
-                    text_features(clips.flat_captions, text, s.cache, device=self.device, force=s.force))
-    return Pairs(*inputs, clips.clip_of_caption, clips)
-
-@patch
-def add(self:Setup, pairs:Pairs)->Pairs:
-    "Add pairs of your own under the name and split of their clips, to be measured like any other."
-    self._splits[pairs.clips.name, pairs.clips.split] = pairs
-    return pairs
-
-# %% ../../nbs/results/70_runs.ipynb #59417b7e
-@patch
-def frames(self:Setup)->dict: # options that every method which compares frames takes
-    "Where encoders are frozen, pairs of frames are averaged, and a Transformer layer shows them their neighbours."
-    return {} if self.settings.finetune else dict(stride=2, context=1)
-
-@patch
-def model(self:Setup, method:str, options:dict, seed:int)->RetrievalModel:
-    "A freshly initialised model; the seed decides the initial weights."
-    inside = copy.deepcopy if self.settings.finetune else lambda encoder: encoder.stand_in()
-    audio, text = map(inside, self.encoders)
-    torch.manual_seed(seed)
-    return create(method, audio=audio, text=text, **({'width': self.settings.width} | options))
-
-@patch
-def recipe(self:Setup,
-    epochs:int|None=None, # None: as many as the settings say
-    rate:float=1, # times the learning rate of the settings
-    **changes, # of the recipe: batch_size, patience, ...
-    )->Recipe:
-    "The settings' recipe: one stage, everything trainable, random batches."
-    s = self.settings
-    stage = Stage(s.epochs, lr=rate * s.learning_rate, lr_step=s.lr_step,
-                  schedule=s.schedule).over(epochs or s.epochs)
-    return Recipe(**({'stages': (stage,), 'batch_size': s.batch_size, 'patience': s.patience} | changes))
+def circumstances(setup:Setup, seconds:float)->dict: # fields of a record
+    "Where, with what and how long something was computed."
+    return dict(commit=commit(), versions=versions(), device=device_name(setup.device), seconds=round(seconds, 3),
+                peak_memory_mb=peak_memory_mb(setup.device))
 
 # %% ../../nbs/results/70_runs.ipynb #750e1041
 def run_name(identity:dict)->str: # 16 hex digits
@@ -150,30 +82,14 @@ def _identity(setup:Setup, dataset:str, method:str, options:dict, recipe:Recipe,
     return dict(dataset=dataset, data={part: setup.clips(dataset, part).manifest_hash for part in splits},
         audio=audio, text=text, finetune=s.finetune, precision=s.precision, width=s.width,
         method=method, options=options, recipe=asdict(recipe), seed=seed, extra=extra, device=setup.device.type,
-        code=code_hash('atr_nb.results.runs', f'atr_nb.methods.{method}', *map(type, samplers.values())))
+        code=code_hash('atr_nb.results.runs', *modules(method, options), *map(type, samplers.values())))
 
-def _measure(test:Pairs, scores:Tensor, metrics:dict)->tuple[dict, dict]: # (fields of the record, ranks)
+# %% ../../nbs/results/70_runs.ipynb #e0ba5e8c
+def measure_scores(test:Pairs, scores:Tensor, metrics:dict)->tuple[dict, dict]: # (fields of the record, ranks)
     "What is recorded about a score matrix (clips, captions) of a test split."
     t2a, a2t = map(packed, places(scores, test.clip_of_caption))
     fields = dict(metrics=metrics, n_clips=len(test.clips), n_captions=len(test), ids_sha256=test.clips.ids_sha256)
     return fields | dict(ranks=ranks_hash(t2a, a2t)), dict(t2a=t2a, a2t=a2t)
-
-def _remarks(setup:Setup, dataset:str)->dict: # a field `note` if the splits have remarks
-    notes = [f'{split}: {note}' for split in SPLITS if (note := setup.clips(dataset, split).note)]
-    return dict(note='; '.join(notes)) if notes else {}
-
-def _circumstances(setup:Setup, seconds:float)->dict:
-    return dict(commit=commit(), versions=versions(), device=device_name(setup.device), seconds=round(seconds, 3),
-                peak_memory_mb=peak_memory_mb(setup.device))
-
-# %% ../../nbs/results/70_runs.ipynb #70432b4e
-@contextmanager
-def one_thread(setup:Setup)->Iterator[None]:
-    "One thread, where the encoders are frozen and a CPU trains; all threads otherwise."
-    threads = torch.get_num_threads()
-    if setup.device.type == 'cpu' and not setup.settings.finetune: torch.set_num_threads(1)
-    try: yield
-    finally: torch.set_num_threads(threads)
 
 # %% ../../nbs/results/70_runs.ipynb #7076c8be
 def _train(setup:Setup, folder:Path, identity:dict, recipe:Recipe, samplers:dict,
@@ -193,11 +109,11 @@ def _make_run(setup:Setup, folder:Path, identity:dict, recipe:Recipe, samplers:d
     with one_thread(setup):
         model, trained = _train(setup, folder, identity, recipe, samplers)
         started = time.perf_counter()
-        measured, order = _measure(test, *evaluate(model, test))
-        circumstances = _circumstances(setup, trained['seconds'] + time.perf_counter() - started)
-    save_arrays(folder/'ranks.npz', **order)
+        measured, ranks = measure_scores(test, *evaluate(model, test))
+        about = circumstances(setup, trained['seconds'] + time.perf_counter() - started)
+    save_arrays(folder/'ranks.npz', **ranks)
     record = dict(run=folder.name, dataset=identity['dataset'], split='test', seed=identity['seed'], **measured,
-                  n_parameters=sum(p.numel() for p in model.parameters()), **circumstances)
+                  n_parameters=sum(p.numel() for p in model.parameters()), **about)
     save_json(folder/'record.json', record)
 
 # %% ../../nbs/results/70_runs.ipynb #d7ed9b44
@@ -231,7 +147,7 @@ def _make_trial(setup:Setup, folder:Path, identity:dict, recipe:Recipe, samplers
             _, trained = _train(setup, folder, identity, recipe, samplers)
             best = trained['stages'][-1]
             about |= (dict(score=best['score'], metrics=best['metrics'], failed='')
-                      | _circumstances(setup, trained['seconds']))
+                      | circumstances(setup, trained['seconds']))
         except FloatingPointError as e: about |= dict(failed=str(e))
     save_json(folder/'trial.json', about)
 
@@ -251,66 +167,11 @@ def _ensure(splits:tuple, setup:Setup, folder:Path, identity:dict, recipe:Recipe
         _forget(folder)
         make(setup, folder, identity, recipe, samplers)
 
-# %% ../../nbs/results/70_runs.ipynb #28bd2805
-class Records(Setup):
-    "The records of one paper, under tables and rows, with their ranks."
-    def __init__(self,
-        settings:Settings,
-        paper:str, # the paper's name, such as 'baseline'
-        ):
-        super().__init__(settings)
-        self.paper, self.folder, self.records, self._ranks = paper, settings.out/settings.profile/paper, [], {}
-
-    def _note(self, table:str, row:str, record:dict)->dict:
-        "Keep a record under a table and a row; it replaces an earlier one of the same dataset and seed."
-        place = lambda r: (r['table'], r['row'], r['dataset'], r['seed'])
-        record = dict(profile=self.settings.profile, paper=self.paper, table=table, row=row) | record
-        known = {place(r): k for k, r in enumerate(self.records)}
-        if place(record) in known: self.records[known[place(record)]] = record
-        else: self.records.append(record)
-        return record
-
-    def find(self, **fields)->list[dict]: # in the order in which they were noted
-        "The records with these values, as `find(table='main', row='MGRL')`; none: a LookupError saying what there is."
-        found = [r for r in self.records if all(r[k] == v for k, v in fields.items())]
-        if not found:
-            raise LookupError(f"no record with {fields}; there are: "
-                              f"{sorted({tuple(r[k] for k in fields) for r in self.records})}")
-        return found
-
-    def save(self)->Path: # the folder of the paper's report
-        "Write `runs.jsonl` and `ranks.npz` for all that was run so far."
-        self.folder.mkdir(parents=True, exist_ok=True)
-        arrays = {f'{run}_{way}': r for run, both in self._ranks.items() for way, r in both.items()}
-        for dataset in {r['dataset'] for r in self.records}:
-            clips = self.clips(dataset, 'test')
-            arrays[f'{dataset}_clip_of_caption'] = clips.clip_of_caption.numpy()
-            arrays[f'{dataset}_group'] = np.asarray(getattr(clips, 'families', range(len(clips))))
-        save_arrays(self.folder/'ranks.npz', **arrays)
-        lines = [json.dumps(sealed(r)) + '\n' for r in self.records]
-        write_file(self.folder/'runs.jsonl', ''.join(lines))
-        return self.folder
-
-# %% ../../nbs/results/70_runs.ipynb #06775810
-@patch
-def measure(self:Records, table:str, row:str, dataset:str, scores:Tensor, of:dict|None=None)->dict: # the record
-    """Measure scores (clips, captions) on a dataset's test split that are not a run's own: an oracle's,
-    or those of the run `of` on other clips."""
-    test = self.pairs(dataset, 'test')
-    measured, order = _measure(test, scores, retrieval_metrics(scores, test.clip_of_caption))
-    of = of or dict(run='', seed=0, n_parameters=0)
-    name = run_name(dict(row=row, dataset=dataset, data=test.clips.manifest_hash, of=of['run'],
-                         ranks=measured['ranks']))
-    record = dict(run=name, dataset=dataset, split='test', seed=of['seed'], **measured,
-                  n_parameters=of['n_parameters'], **_circumstances(self, 0.))
-    self._ranks[record['run']] = order
-    return self._note(table, row, record)
-
 # %% ../../nbs/results/70_runs.ipynb #bf8e101f
-class Runs(Records):
-    "Makes the runs of one paper, never the same run twice."
-    def __init__(self, settings:Settings, paper:str):
-        super().__init__(settings, paper)
+class Runs(Setup):
+    "Makes runs and trials, never the same one twice."
+    def __init__(self, settings:Settings):
+        super().__init__(settings)
         self._setups, self._made = {}, set() # run or trial -> the setup it belongs to; those made or found
 
     def _anew(self, folder:Path)->bool: # whether `force` still asks for this run or trial to be made again
@@ -339,11 +200,13 @@ class Runs(Records):
         self._setups[folder.name] = setup
         return setup, folder, identity, recipe, samplers
 
-# %% ../../nbs/results/70_runs.ipynb #55d72d6b
+# %% ../../nbs/results/70_runs.ipynb #5dad0538
+def _remarks(setup:Setup, dataset:str)->dict: # a field `note` if the splits have remarks
+    notes = [f'{split}: {note}' for split in SPLITS if (note := setup.clips(dataset, split).note)]
+    return dict(note='; '.join(notes)) if notes else {}
+
 @patch
-def run(self:Runs,
-    table:str, # the table the run belongs to
-    row:str, # its row there
+def make(self:Runs,
     dataset:str,
     seed:int,
     method:str='baseline',
@@ -351,21 +214,20 @@ def run(self:Runs,
     recipe:Recipe|None=None, # default: `Setup.recipe`
     samplers:dict|None=None, # further ways to draw batches, by name
     extra:dict|None=None, # whatever else determines the run, such as what the samplers were made from
-    setup:Setup|None=None, # other encoders, more data; None: this lab's own
-    )->dict: # the record
-    "Make the run, or find it where it was made before; note its record under `table` and `row`."
+    setup:Setup|None=None, # other encoders, more data; None: this one
+    )->tuple[dict, dict]: # record, ranks ('t2a' and 'a2t')
+    "Make the run, or find it where it was made before."
     opened = self._opened(RUN, dataset, seed, method, options, recipe, samplers, extra, setup)
     with self._ensured(RUN, *opened) as folder:
         record = load_json(folder/'record.json') | _remarks(opened[0], dataset)
-        self._ranks[folder.name] = load_arrays(folder/'ranks.npz')
-    return self._note(table, row, record)
+        return record, load_arrays(folder/'ranks.npz')
 
 # %% ../../nbs/results/70_runs.ipynb #5abe38e0
 @patch
 def trial(self:Runs,
     dataset:str,
     seed:int,
-    **what, # method, options, recipe, samplers, extra, setup, as for `run`
+    **what, # method, options, recipe, samplers, extra, setup, as for `make`
     )->dict: # run, dataset, score and metrics on validation, seconds; failed: why, if the loss diverged
     "Train, or find what was trained before, and return its validation results. The test split is not opened."
     with self._ensured(TRIAL, *self._opened(TRIAL, dataset, seed, **what)) as folder:
@@ -381,23 +243,23 @@ def jobs(self:Runs)->int: # 1 where encoders are fine-tuned, with a GPU, and whe
 
 @patch
 def ahead(self:Runs,
-    what:dict[str, dict], # what it is -> dataset, seed and the other arguments of `run` or of `trial`
+    what:dict[str, dict], # what it is -> dataset, seed and the other arguments of `make` or of `trial`
     desc:str, # of the progress bar
     splits:tuple=RUN, # or TRIAL
     )->None:
-    "Make the runs, or trials, that are not there yet, for `run` or `trial` to find."
+    "Make the runs, or trials, that are not there yet, for `make` or `trial` to find."
     missing = {} # folder -> what it is, and what to do
     for name, arguments in what.items():
         opened = self._opened(splits, **arguments)
         folder = opened[1]
         if self._anew(folder) or not (folder/STORED[splits][0]).exists():
-            missing.setdefault(folder.name, (name, partial(self._make, splits, *opened)))
+            missing.setdefault(folder.name, (name, partial(self._complete, splits, *opened)))
     with tqdm(total=len(what), initial=len(what) - len(missing), desc=desc) as bar:
         done = together(dict(missing.values()), self.jobs, bar)
     self._made |= {folder for folder, (name, _) in missing.items() if name in done} # by other processes
 
 @patch
-def _make(self:Runs, *what)->None: # what `_ensured` takes
+def _complete(self:Runs, *what)->None: # what `_ensured` takes
     with self._ensured(*what): pass
 
 # %% ../../nbs/results/70_runs.ipynb #f5d117cf
@@ -436,16 +298,14 @@ def history(self:Runs, record:dict)->list[dict]:
 
 # %% ../../nbs/results/70_runs.ipynb #b038a425
 @patch
-def after(self:Runs, stage:int, table:str, row:str, record:dict)->dict: # a record of its own
+def after_stage(self:Runs, record:dict, stage:int)->tuple[dict, dict]: # record, ranks
     "Measure a run as it was after one of its stages, counted from 1."
-    folder, setup = self.settings.runs/record['run'], self.setup(record)
-    file, name = folder/f'stage{stage}.json', f"{record['run']}-stage{stage}"
+    setup, file = self.setup(record), self.settings.runs/record['run']/f'stage{stage}.json'
     if not (intact(file, load_json) and intact(file.with_suffix('.npz'))):
-        test = setup.pairs(record['dataset'], 'test')
-        with one_thread(setup): measured, order = _measure(test, *evaluate(self.trained(record, f'stage{stage}'), test))
-        save_arrays(file.with_suffix('.npz'), **order)
+        test, model = setup.pairs(record['dataset'], 'test'), self.trained(record, f'stage{stage}')
+        with one_thread(setup): measured, ranks = measure_scores(test, *evaluate(model, test))
+        save_arrays(file.with_suffix('.npz'), **ranks)
         save_json(file, measured)
-    self._ranks[name] = load_arrays(file.with_suffix('.npz'))
     seconds = sum(line['seconds'] for line in self.history(record) if line['stage'] <= stage)
-    record = {k: v for k, v in record.items() if k not in ('table', 'row')} | load_json(file)
-    return self._note(table, row, record | dict(run=name, seconds=round(seconds, 3)))
+    about = dict(run=f"{record['run']}-stage{stage}", seconds=round(seconds, 3))
+    return record | load_json(file) | about, load_arrays(file.with_suffix('.npz'))
