@@ -23,28 +23,28 @@ __all__ = ['SAYS', 'ABOUT', 'LOOKS', 'Claim', 'claims_over', 'judge', 'overall',
 # %% ../../nbs/results/73_claims.ipynb #444738c3
 @dataclass(frozen=True)
 class Claim:
-    "A sentence of a paper as a comparison of runs: `better` is said to have the higher `metric` than `worse`."
-    name:str # the claim; several statements under one name make one claim
+    "A sentence of a paper as a comparison of runs: `better` should have a higher `metric` than `worse`."
+    name:str # of the claim; statements with the same name form one claim
     statement:str # what this comparison shows if it holds
     better:tuple # (table, row) or (table, row, dataset)
     worse:tuple # (table, row) or (table, row, dataset)
     metric:str='t2a_r1' # a recall: t2a_r1, a2t_r10, ...
     dataset:str|None=None # None: every dataset on which both were measured, see `judge_all`
-    since:str|None=None # another dataset with the same queries: what is compared is how recall changes from there
+    since:str|None=None # another dataset with the same queries; the claim then compares the change of recall from there
 
 def claims_over(
-    name:str, # the claim
-    statement:str, # with {} for the row that is beaten
+    name:str, # of the claim
+    statement:str, # with {} for the worse row
     table:str,
     better:str, # row
     worse:Iterable[str], # rows
     **more, # further fields of `Claim`
     )->list[Claim]:
-    "One statement for each row that a row of the same table is said to beat."
+    "One statement for each row that the better row of the same table should beat."
     return [Claim(name, statement.format(row), (table, better), (table, row), **more) for row in worse]
 
 def _side(side:tuple, claim:Claim, records:list[dict])->dict[str, dict]:
-    "The runs a side selects: dataset -> seed -> record."
+    "The runs of one side: dataset -> seed -> record."
     table, row, dataset = (*side, claim.dataset)[:3]
     found = {}
     for r in records:
@@ -58,7 +58,7 @@ def _side(side:tuple, claim:Claim, records:list[dict])->dict[str, dict]:
 
 # %% ../../nbs/results/73_claims.ipynb #c2960768
 def _hits(ranks:dict, run:dict, metric:str)->np.ndarray: # 0 to 100 for each query (queries,)
-    "Which queries found their item among the first k, in percent. ValueError if ranks and record disagree."
+    "The hits among the first k, in percent. ValueError if ranks and record disagree."
     way = re.fullmatch(r'(t2a|a2t)_r(\d+)', metric)
     if not way:
         raise ValueError(f"metric {metric!r} cannot be judged query by query; use a recall such as t2a_r1 or a2t_r10")
@@ -69,7 +69,7 @@ def _hits(ranks:dict, run:dict, metric:str)->np.ndarray: # 0 to 100 for each que
     return hits
 
 def _groups(ranks:dict, dataset:str, metric:str, queries:int)->np.ndarray:
-    "Which queries are resampled together: those of one family, or of one clip where there are no families."
+    "Which queries are resampled together: those of one family, or of one clip if there are no families."
     clip_of_caption = ranks[f'{dataset}_clip_of_caption']
     family = ranks.get(f'{dataset}_group', np.arange(clip_of_caption.max() + 1))
     groups = family[clip_of_caption] if metric.startswith('t2a') else family
@@ -79,8 +79,8 @@ def _groups(ranks:dict, dataset:str, metric:str, queries:int)->np.ndarray:
     return groups
 
 # %% ../../nbs/results/73_claims.ipynb #9d7c1530
-def _compared(claim:Claim, records:list[dict])->tuple[str, list[dict]]: # the dataset; for each side, seed -> run
-    "What a claim compares on one dataset."
+def _compared(claim:Claim, records:list[dict])->tuple[str, list[dict]]: # the dataset; per side, seed -> run
+    "The runs that a claim compares on one dataset."
     sides = [_side(s, claim, records) for s in (claim.better, claim.worse)]
     if any(len(s) > 1 for s in sides):
         raise ValueError(f"claim {claim.name!r} fits several datasets ({', '.join(sides[0])}); "
@@ -92,7 +92,7 @@ def _compared(claim:Claim, records:list[dict])->tuple[str, list[dict]]: # the da
     return on, [better, worse]
 
 def _before(claim:Claim, records:list[dict], on:str)->list[dict]: # per side, seed -> run
-    "What a claim about a change starts from; nothing for another claim. ValueError if that dataset has other queries."
+    "The runs on `since`; empty if the claim has none. ValueError if that dataset has other queries."
     if claim.since is None: return []
     then = replace(claim, better=claim.better[:2], worse=claim.worse[:2], dataset=claim.since, since=None)
     asked = {(r['ids_sha256'], r['n_captions']) for r in records if r['dataset'] in (on, claim.since)}
@@ -103,11 +103,11 @@ def _before(claim:Claim, records:list[dict], on:str)->list[dict]: # per side, se
 
 # %% ../../nbs/results/73_claims.ipynb #e5ae9274
 def judge(
-    claim:Claim, # what is said
+    claim:Claim, # to judge
     records:list[dict], # from `load_records`
     ranks:dict, # from `load_ranks`
     )->dict: # claim statement verdict effect ci_low ci_high runs seeds spread dataset metric ...
-    "Judge a claim on one dataset, over the seeds all its runs share, in points. ValueError naming what is missing."
+    "Judge a claim on one dataset over the seeds its sides share, in points. ValueError naming what is missing."
     on, sides = _compared(claim, records)
     sides += _before(claim, records, on)
     seeds = sorted(set.intersection(*map(set, sides)))
@@ -131,23 +131,23 @@ ABOUT = ('A claim of several statements holds only if all of them hold, and one 
          'not corrected for their number.')
 
 def overall(verdicts:list[str])->str:
-    "The verdict of a claim from those of its statements: it holds only if all hold, and one that does not refutes it."
+    "The verdict of a claim: it holds only if all its statements hold, and one that does not hold refutes it."
     return 'does not hold' if 'does not hold' in verdicts else 'holds' if set(verdicts) == {'holds'} else 'undecided'
 
 def deciding(statements:list[dict])->dict:
-    "The statement that decides a claim: of those with the verdict of the whole, the one with the smallest effect."
+    "The statement that decides a claim: of those with the overall verdict, the one with the smallest effect."
     whole = overall([c['verdict'] for c in statements])
     return min((c for c in statements if c['verdict'] == whole), key=lambda c: c['effect'])
 
 # %% ../../nbs/results/73_claims.ipynb #564b5bf0
 class Verdicts(list):
-    "Judged claims, which render as a table."
+    "Judged claims; rendered as a table."
     def by_claim(self)->dict[str, list[dict]]:
-        "Judged statements under the name of their claim, in order."
+        "The judged statements of each claim, in order."
         return {name: [c for c in self if c['claim'] == name] for name in dict.fromkeys(c['claim'] for c in self)}
 
     def of(self, claim:str)->str: # 'holds', 'does not hold' or 'undecided'
-        "The verdict of a whole claim. LookupError for one that was not judged."
+        "The overall verdict of a claim. LookupError if it was not judged."
         statements = self.by_claim().get(claim)
         if not statements:
             raise LookupError(f"no claim {claim!r} was judged; there are: {', '.join(self.by_claim()) or 'none'}")
@@ -171,7 +171,7 @@ def _statement(c:dict)->list[str]: # the cells of one line
 
 # %% ../../nbs/results/73_claims.ipynb #0062c166
 def judge_all(claims:list[Claim], records:list[dict], ranks:dict)->Verdicts:
-    "Judge every claim on its dataset or, if it names none, wherever both sides were measured, but the one since which."
+    "Judge each claim on its dataset; if it names none, on all that both sides share, except `since`."
     out = Verdicts()
     for c in claims:
         both = [list(_side(s, c, records)) for s in (c.better, c.worse)]
@@ -211,9 +211,9 @@ def claims_figure(
 # %% ../../nbs/results/73_claims.ipynb #285be66a
 def printed(
     statements:list[dict], # judged
-    known:pd.DataFrame|None, # from `published(paper)`; None: nothing was published
-    )->dict[str, str]: # effect -> where it comes from
-    "What the paper's own numbers say to the same comparisons."
+    known:pd.DataFrame|None, # from `published(paper)`; None: no published numbers
+    )->dict[str, str]: # effect -> its source
+    "The same comparisons with the paper's own numbers."
     if known is None: return {}
     numbers = {(r.row, r.metric, r.dataset): r for r in known[known.value.notna()].itertuples()}
     out = {}
@@ -231,7 +231,7 @@ def write_claims(folder:Path|str, claims:list[dict])->None:
     write_file(Path(folder)/'claims.json', json.dumps(list(claims), indent=1, ensure_ascii=False) + '\n')
 
 def load_claims(folder:Path|str)->Verdicts:
-    "Read `claims.json`. ValueError naming the file and the claim for one that cannot be read."
+    "Read `claims.json`. ValueError naming the file and the line or claim that is wrong."
     file = Path(folder)/'claims.json'
     try: claims = json.loads(file.read_text(encoding='utf-8'))
     except json.JSONDecodeError as e:

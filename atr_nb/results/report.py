@@ -33,9 +33,9 @@ def save_figure(
     folder:Path|str, # reports/PROFILE/PAPER
     name:str, # file name without ending
     fig, # a matplotlib figure
-    caption:str, # what is to be seen, in a sentence
-    )->None: # a path would be printed under the cell that ends here
-    "Save a figure for the report as `figures/NAME.png`. ValueError for no caption, or a name that is no file name."
+    caption:str, # a sentence that describes the figure
+    )->None: # no path: a notebook would print it under the cell
+    "Save a figure for the report as `figures/NAME.png`. ValueError for an empty caption or an unsuitable name."
     from PIL import Image, PngImagePlugin # comes with matplotlib
     if not caption.strip(): raise ValueError(f"figure {name!r} has no caption; say in a sentence what is to be seen")
     if not re.fullmatch(r'[\w.-]+', name) or name.startswith('.'):
@@ -49,7 +49,7 @@ def save_figure(
 
 # %% ../../nbs/results/73_report.ipynb #bb7a4471
 def _figures(folder:Path)->tuple[list[dict], list[str]]:
-    "The figures of a paper with size and caption, and a notice for each that cannot be read."
+    "The figures of a paper with size and caption, and a notice for each unreadable one."
     from PIL import Image
     good, notices = [], []
     for f in sorted((folder/'figures').glob('*.png')):
@@ -65,14 +65,14 @@ def _figures(folder:Path)->tuple[list[dict], list[str]]:
 
 # %% ../../nbs/results/73_report.ipynb #6324d7cf
 def _legend_below(fig)->None:
-    "The legend of the first axis, under all of them, where no data is."
+    "The legend of the first axis, below all axes, where it covers no data."
     handles = fig.axes[0].get_legend_handles_labels()
     fig.legend(*handles, ncols=min(4, len(handles[1])), frameon=False, fontsize=8, loc='outside lower center')
 
 def training_figure(
     lab, # with `find`, `history` and `settings.datasets`
     table:str, # the table its rows belong to
-    rows, # names of rows, a colour each
+    rows, # names of rows, one colour each
     ): # a matplotlib figure
     "Validation recall along the epochs, an axis per dataset and a line per run."
     import matplotlib.pyplot as plt
@@ -116,7 +116,7 @@ def stages_figure(
 def pairwise_accuracy_figure(
     told:dict[str, object], # title -> DataFrame (kinds, models or datasets) in percent
     ): # a matplotlib figure
-    "Bars: how often a scene and its near miss are told apart, by kind of near miss; chance is 50."
+    "Bars: how often a scene is distinguished from its near miss, by kind of near miss; chance is 50."
     import matplotlib.pyplot as plt
     size = 6 * len(told), 2.8
     fig, axes = plt.subplots(1, len(told), figsize=size, sharey=True, squeeze=False, layout='constrained')
@@ -130,14 +130,14 @@ def pairwise_accuracy_figure(
     return fig
 
 # %% ../../nbs/results/73_report.ipynb #4d143dc3
-OUTCOMES = (('hit', 0, 0), ('close', 1, 4), ('miss', 10, np.inf)) # name, first and last place
+OUTCOMES = (('hit', 0, 0), ('close', 1, 4), ('miss', 10, np.inf)) # name, lowest and highest rank, counted from 0
 
 def pick_queries(
-    place, # of the right clip per caption, counted from 0 (captions,)
+    place, # rank of the right clip per caption, counted from 0 (captions,)
     clip_of_caption, # (captions,)
     hits:int=1, near:int=1, misses:int=1, # how many of each
     )->dict[int, str]: # caption -> 'hit', 'close' or 'miss'
-    "Draw captions by a lot that is always the same. Fewer than asked for where there are no more."
+    "Sample captions with a fixed seed; fewer than asked for if there are not enough."
     r, clip = np.asarray(place), np.asarray(clip_of_caption)
     lot = np.random.default_rng(0).permutation(len(r))
     taken, out = set(), {}
@@ -159,7 +159,7 @@ def _ogg(audio:np.ndarray, rate:int)->bytes:
     return data.getvalue()
 
 def _save_clip(folder:Path, clips, i:int, rate:int)->str:
-    "Store clip `i` under `audio/` unless it is there; returns the file name."
+    "Store clip `i` under `audio/` if it is not there yet; returns the file name."
     audio = np.clip(np.asarray(clips.audio(i, rate), dtype=np.float32), -1, 1)
     slug = re.sub(r'[^A-Za-z0-9_-]+', '-', Path(clips.ids[i]).stem)[:40].strip('-') or 'clip'
     name = f'{slug}-{hashlib.sha256(audio.tobytes()).hexdigest()[:10]}.ogg'
@@ -173,15 +173,15 @@ class Examples:
     clips:object # a dataset: name, ids, captions, flat_captions, clip_of_caption, audio(i, sample_rate)
     scores:object # (clips, captions)
     model:str # what to call the model, such as 'NT-Xent, seed 0'
-    queries:dict[int, str]|None=None # caption -> why it is shown; None: drawn by lot
+    queries:dict[int, str]|None=None # caption -> why it is shown; None: sampled
 
-def _queues(scores)->np.ndarray: # for each caption the numbers of all clips (clips, captions)
-    "The clips of every caption, best first; equal ones in an order drawn by a lot that is always the same."
+def _queues(scores)->np.ndarray: # each column ranks the clips for a caption (clips, captions)
+    "The clips for every caption, best first; ties in a random order with a fixed seed."
     lot = np.random.default_rng(0).permutation(len(scores))
     return lot[np.argsort(-np.asarray(scores)[lot], axis=0, kind='stable')]
 
 def _query(part:Examples, order:np.ndarray, q:int, why:str, top:int, save)->dict:
-    "One query with its best clips, in the order of its queue (clips,), and the right one."
+    "One query with its best clips and the right one; `order` is its ranking of the clips (clips,)."
     right = int(part.clips.clip_of_caption[q])
     place = int(np.flatnonzero(order == right)[0]) + 1
     shown = list(enumerate(order[:top], 1)) + [(place, right)] * (place > top)
@@ -195,7 +195,7 @@ def _query(part:Examples, order:np.ndarray, q:int, why:str, top:int, save)->dict
 def save_examples(
     folder:Path|str, # reports/PROFILE/PAPER
     parts:list[Examples], # one per dataset or model
-    hits:int=1, near:int=1, misses:int=1, # queries of each kind and part
+    hits:int=1, near:int=1, misses:int=1, # queries of each kind, per part
     top:int=5, # clips per query
     sample_rate:int=24000, # Hz
     )->Path: # examples.json
@@ -222,7 +222,7 @@ def ranks_figure(
     ranks:dict[str, tuple], # title -> (before, after): ranks of the right clips, from 0 (captions,) each
     before:str='before', after:str='after', # what to call the two
     ): # a matplotlib figure
-    "The rank of the right clip for every caption, before and after; below the line it was found earlier afterwards."
+    "The rank of the right clip for every caption, before and after; points below the line have improved."
     import matplotlib.pyplot as plt
     fig, axes = plt.subplots(1, len(ranks), figsize=(3.4*len(ranks), 3.1), squeeze=False)
     for ax, (title, (x, y)) in zip(axes[0], ranks.items()):
@@ -237,7 +237,7 @@ def ranks_figure(
 def moves(
     ranks:dict[str, tuple], # as for `ranks_figure`
     )->pd.DataFrame: # 'better', 'as before', 'worse' for each title, in percent
-    "The share of captions whose right clip is found earlier afterwards, at the same place, or later."
+    "The share of captions whose right clip has a better, the same, or a worse rank afterwards."
     signs = {title: np.sign(np.subtract(after, before)) for title, (before, after) in ranks.items()}
     words = {'better': -1, 'as before': 0, 'worse': 1}
     def shares(s): return {word: 100 * (s == sign).mean() for word, sign in words.items()}
@@ -246,7 +246,7 @@ def moves(
 def gained_and_lost(
     before:np.ndarray, after:np.ndarray, # rank of the right clip for each caption, from 0 (captions,)
     what:str='', # what came between the two, such as 'in stage 3'
-    n:int=2, # captions of either sort
+    n:int=2, # captions of each sort
     )->dict[int, str]: # caption -> why it is shown, for `Examples`
     "The captions that gained most and are found first now, and those that were found first and lost most."
     gained, lost = np.where(after < 1, before, -1), np.where(before < 1, after, -1)
@@ -299,15 +299,15 @@ def _at(value:float, scale:tuple[float, float])->float:
 # %% ../../nbs/results/73_report.ipynb #d2325a2d
 def _published(paper:str)->pd.DataFrame|None:
     try: return published(paper)
-    except FileNotFoundError: return None # a method nobody has published numbers for
+    except FileNotFoundError: return None # a method without published numbers
 
 def _about(folder:Path)->About:
-    "What the executed notebook says of itself; without one, the folder's name."
+    "Title, summary and order of the executed notebook; without one, the folder's name."
     try: return about(folder/'notebook.ipynb')
     except (OSError, ValueError): return About(folder.name, '', inf)
 
 def _claims(folder:Path, runs:set)->tuple[Verdicts, list[str]]:
-    "Judged comparisons, and a notice if there are none or they are about other runs."
+    "The verdicts, and a notice if there are none or they are about other runs."
     if not (folder/'claims.json').is_file(): return Verdicts(), ['No claim has been judged here yet.']
     claims = load_claims(folder)
     stale = ('The verdicts in claims.json speak of runs that runs.jsonl does not hold. They are left out; '
@@ -317,14 +317,14 @@ def _claims(folder:Path, runs:set)->tuple[Verdicts, list[str]]:
 
 # %% ../../nbs/results/73_report.ipynb #588f2737
 def _parameters(folder:Path)->dict:
-    "The parameters of the executed notebook, where papermill has noted them."
+    "The parameters that papermill stored in the executed notebook, if any."
     try:
         notebook = json.loads((folder/'notebook.ipynb').read_text(encoding='utf-8'))
         return dict(notebook['metadata']['papermill']['parameters'])
     except (OSError, ValueError, KeyError, TypeError): return {}
 
 def _facts(records:list[dict], folder:Path)->list[tuple[str, str]]:
-    "Settings and provenance as pairs of words."
+    "Settings and provenance as pairs of name and value."
     def each(k): return ', '.join(sorted({str(r[k]) for r in records}))
     splits = dict.fromkeys((r['dataset'], r['split'], r['ids_sha256']) for r in records)
     return [*((k, each(k)) for k in ('commit', 'device', 'seed')),
@@ -338,9 +338,9 @@ FILES = {'the notebook': 'notebook.html', **{f: f for f in 'notebook.ipynb table
 
 def read_results(
     folder:Path, # reports/PROFILE/PAPER with a runs.jsonl
-    told:list=(), # what else is to be told about it
-    )->dict: # what the template shows of it
-    "Gather what a paper has under one profile. ValueError naming file and line for a record that cannot be counted."
+    told:list=(), # further notices about it
+    )->dict: # what the template shows
+    "Gather the results of a paper under one profile. ValueError naming file and line for a record that is not valid."
     records, known = load_records(folder), _published(folder.name)
     claims, notices = _claims(folder, {r['run'] for r in records})
     figures, unread = _figures(folder)
@@ -351,7 +351,7 @@ def read_results(
 
 # %% ../../nbs/results/73_report.ipynb #5eafb275
 def _claim(name:str, id:str, results:list[dict], known:pd.DataFrame|None, said:dict)->dict:
-    "A claim with what came out under each profile, the paper's own words and its own numbers."
+    "A claim with its results under each profile, and the paper's own words and numbers."
     outcomes = [dict(profile=r['profile'], statements=r['claims'][name], decides=deciding(r['claims'][name]))
                 for r in results if name in r['claims']]
     quoted = next((q for begins, q in said.items() if name.startswith(begins)), None)
@@ -360,14 +360,14 @@ def _claim(name:str, id:str, results:list[dict], known:pd.DataFrame|None, said:d
 
 # %% ../../nbs/results/73_report.ipynb #90da2873
 def _line(text:str)->Markup:
-    "A line of Markdown: emphasis and code as HTML, of links the words."
+    "A line of Markdown as HTML: emphasis and code as tags, links as their text."
     html = re.sub(r'\[([^]]+)\]\([^)]*\)', r'\1', str(escape(text)))
     for mark, tag in ((r'\*\*', 'strong'), (r'\*', 'em'), ('`', 'code')):
         html = re.sub(f'{mark}(.+?){mark}', rf'<{tag}>\1</{tag}>', html)
     return Markup(html)
 
 def _missing(claims:list[dict], known:pd.DataFrame|None)->list[str]:
-    "What of a published paper is at hand for none of its claims."
+    "What is missing for all claims of a published paper."
     if known is None: return []
     kinds = {'quoted': 'its own sentences', 'printed': 'its own numbers for these comparisons'}
     return [words for kind, words in kinds.items() if not any(c[kind] for c in claims)]
@@ -383,17 +383,17 @@ def _paper(name:str, results:list[dict])->dict:
 
 # %% ../../nbs/results/73_report.ipynb #01aa7266
 ASSETS = Path(atr_nb.__file__).resolve().parent/'assets'
-STYLES = 'report.css', 'notebook.css' # of all pages, and what executed notebooks have besides
+STYLES = 'report.css', 'notebook.css' # for all pages; for executed notebooks
 
 def _fill(template:str, **values)->str:
-    "Fill a template from the package's assets; every value is escaped unless it is marked safe there."
+    "Fill a template from the package's assets; every value is escaped unless it is marked safe."
     env = Environment(loader=FileSystemLoader(ASSETS), autoescape=True, undefined=StrictUndefined,
                       trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     return env.get_template(template).render(**values)
 
 # %% ../../nbs/results/73_report.ipynb #27b063da
 def _described(nb, captions:dict[str, str]): # name of a figure -> its caption; the notebook is changed
-    "Give every picture in the outputs a text that stands for it."
+    "Give every picture in the outputs an alternative text."
     heading = ''
     for cell in nb.cells:
         if cell.cell_type == 'markdown': heading = ([heading] + re.findall(r'^#+ +(.+)$', cell.source, re.M))[-1]
@@ -415,7 +415,7 @@ def notebook_page(file:Path)->Path: # the same name, .html
 PROFILES = 'embedded', 'embedded-gpu', 'audiocaps', 'clotho' # come first; smoke comes last
 
 def _order(folder:Path, out:Path)->float:
-    "The place of a paper: as its executed notebook says or, if that is silent, the one in `nbs/` it was made from."
+    "The position of a paper: from its executed notebook or, failing that, from its source in `nbs/`."
     sources = (out.parent/'nbs'/room/f'{folder.name}.ipynb' for room in ('reproduce', 'guides'))
     for file in (folder/'notebook.ipynb', *sources):
         with suppress(OSError, ValueError):
@@ -435,14 +435,14 @@ def _folders(out:Path)->list[Path]:
 CUT = 'It was cut before its first result, or is still running.'
 
 def _failed(folder:Path)->Markup|None: # with a link
-    "That the notebook ran into an error, if it did."
+    "A notice that the notebook failed, if it did."
     if not (folder/'notebook.failed.ipynb').is_file(): return None
     name = f'{folder.parent.name}/{folder.name}'
     link = Markup('<a href="{}/notebook.failed.ipynb">notebook.failed.ipynb</a>').format(quote(name))
     return Markup('{}: the notebook failed; {} shows where and why.').format(name, link)
 
-def _write_page(folder:Path)->list[str]: # what is to be told about it
-    "The page of the executed notebook, if there is one."
+def _write_page(folder:Path)->list[str]: # notices about it
+    "Write the page of the executed notebook, if there is one."
     if not (folder/'notebook.ipynb').is_file(): return []
     try: notebook_page(folder/'notebook.ipynb')
     except ValueError: return ['notebook.ipynb cannot be shown as a page: it is not a complete notebook.']
@@ -452,8 +452,8 @@ def _measured(folder:Path)->bool:
     runs = folder/'runs.jsonl'
     return runs.is_file() and bool(runs.read_text(encoding='utf-8').strip())
 
-def _sorted_out(out:Path)->tuple[dict, dict]: # paper -> its results; what else there is, for the template
-    "What each folder holds: results, choices, a page that trains nothing, or nothing yet. Writes the notebooks' pages."
+def _sorted_out(out:Path)->tuple[dict, dict]: # paper -> its results; everything else, for the template
+    "Sort the folders: results, choices, pages that train nothing, nothing yet. Writes the notebooks' pages."
     papers, choices, pages, notices = {}, {}, {}, []
     for folder in _folders(out):
         name = f'{folder.parent.name}/{folder.name}'
@@ -471,7 +471,7 @@ def _sorted_out(out:Path)->tuple[dict, dict]: # paper -> its results; what else 
 def render(
     out:Path|str, # the folder that holds PROFILE/PAPER folders, such as reports
     )->Path: # out/index.html
-    "Write the report over everything found. Deterministic. ValueError naming file and line for a damaged record."
+    "Write the report on all results. Deterministic. ValueError naming file and line for a damaged record."
     out = Path(out)
     if not out.is_dir():
         raise FileNotFoundError(f"{out} is not a folder; give the one that holds the PROFILE/PAPER folders")

@@ -22,7 +22,7 @@ __all__ = ['SHOWN', 'EMBEDDED', 'OWN', 'HEADINGS', 'TITLES', 'summarise', 'signe
 SHOWN = tuple(f'{d}_r{k}' for d in ('t2a', 'a2t') for k in (1, 5, 10))
 
 def _grouped(records:list[dict])->dict[tuple, list[dict]]:
-    "Records by (dataset, row, split); datasets, rows and splits in the order of first sight."
+    "Records by (dataset, row, split); each in the order of its first record."
     first = {k: list(dict.fromkeys(r[k] for r in records)) for k in ('dataset', 'row', 'split')}
     keys = {tuple(r[k] for k in first) for r in records}
     order = sorted(keys, key=lambda key: [first[k].index(v) for k, v in zip(first, key)])
@@ -60,13 +60,13 @@ EMBEDDED = 'embedded scenes: captions are ours, by rule over real sound; not com
 OWN = 'own recordings: not comparable with AudioCaps or Clotho'
 
 def _caption(datasets:list)->str:
-    "What to say above a table on these datasets."
+    "The caption of a table on these datasets."
     scenes = [d for d in datasets if d.startswith('scenes')]
     own = [d for d in datasets if d not in scenes and d not in DATASETS]
     return '; '.join([EMBEDDED] * bool(scenes) + [OWN] * bool(own))
 
 def _sources(both:pd.DataFrame, published:pd.DataFrame, name:str)->list[str]:
-    "Where the paper's numbers of a joined table come from, and why some are missing."
+    "The sources of the paper's numbers in a joined table, and why some are missing."
     p = published[(published.table == name) & published.dataset.isin(both.dataset)]
     notes = []
     for (source, note), rows in p[p.value.notna()].groupby(['source', 'note'], sort=False):
@@ -84,12 +84,12 @@ def signed(x:float)->str:
 def in_points(
     compared:dict, # with 'effect', 'ci_low' and 'ci_high'
     )->str:
-    "An effect with its interval, as a sentence has it: `+1.2 points, +0.3 to +2.1`."
+    "An effect with its interval, for use in a sentence: `+1.2 points, +0.3 to +2.1`."
     effect, low, high = (signed(compared[k]) for k in ('effect', 'ci_low', 'ci_high'))
     return f'{effect} points, {low} to {high}'
 
 def duration(seconds:float)->str:
-    "Seconds as a person says it; a dash where there was nothing to wait for."
+    "A duration in a readable unit; a dash for zero, empty if not finite."
     if not math.isfinite(seconds): return ''
     if seconds == 0: return '–'
     if seconds < 10: return f'{seconds:.1f} s'
@@ -97,12 +97,12 @@ def duration(seconds:float)->str:
     return f'{seconds/60:.0f} min' if seconds < 7200 else f'{seconds/3600:.1f} h'
 
 def listed(values)->str:
-    "Each of them once, with commas between."
+    "The distinct values, separated by commas."
     return ', '.join(dict.fromkeys(str(v) for v in values))
 
 # %% ../../nbs/results/72_tables.ipynb #14db0394
-def provenance(records:list[dict])->list[str]: # one line per dataset, one about the circumstances
-    "Everything about the circumstances of these runs. ValueError if they cannot share a table."
+def provenance(records:list[dict])->list[str]: # one line per dataset, and one about all runs
+    "The circumstances of these runs. ValueError if they cannot share a table."
     lines = [f'{dataset} {split}: {clips:,} clips, {captions:,} captions, ids sha256 {sha[:12]}'
              for (dataset, split), (clips, captions, sha) in measured_on(records).items()]
     runs = {r['run']: r for r in records}.values()
@@ -117,7 +117,7 @@ def provenance(records:list[dict])->list[str]: # one line per dataset, one about
     return [*lines, '; '.join(facts)]
 
 def in_short(records:list[dict])->str:
-    "How much was run, for how long and on what: '28 runs · 3 seeds · 6 min · x86_64 CPU, 1 thread'."
+    "How much was run, for how long and on what device: '28 runs · 3 seeds · 6 min · x86_64 CPU, 1 thread'."
     runs = {r['run']: r for r in records}.values()
     def counted(n, what): return f"{n:,} {what}{'s' * (n > 1)}"
     return ' · '.join([counted(len(runs), 'run'), counted(len({r['seed'] for r in runs}), 'seed'),
@@ -126,12 +126,12 @@ def in_short(records:list[dict])->str:
 # %% ../../nbs/results/72_tables.ipynb #a65633ac
 class Cell(NamedTuple):
     "One cell of a table."
-    text:str # what is printed
+    text:str # as printed
     bold:bool=False
-    value:float|None=None # the number behind it; None for words
+    value:float|None=None # the unrounded number; None for words
 
 def _best(frame:pd.DataFrame, metric:str)->list[bool]:
-    "Which rows are best in `metric` for their dataset and split, up to a standard deviation."
+    "Which rows are best in `metric` for their dataset and split, within a standard deviation."
     best = pd.Series(False, frame.index)
     for _, rows in frame.groupby(['dataset', 'split']):
         mean, spread = rows[metric], rows[f'{metric}_std'].fillna(0)
@@ -141,12 +141,12 @@ def _best(frame:pd.DataFrame, metric:str)->list[bool]:
     return best.tolist()
 
 def _pm(mean:float, std:float)->str:
-    "`42.3 ± 0.6`, without the second half where there is none."
+    "`42.3 ± 0.6`; only the mean if there is no deviation."
     return '' if math.isnan(mean) else f'{mean:.1f}' if math.isnan(std) else f'{mean:.1f} ± {std:.1f}'
 
 # %% ../../nbs/results/72_tables.ipynb #07988b30
 HEADINGS = {m: f'{m[:3]} R@{m.rpartition("r")[2]}' for m in SHOWN} # t2a_r1 -> t2a R@1
-TITLES = {'main': 'main comparison', 'choices': 'open choices'} # names that only a program understands
+TITLES = {'main': 'main comparison', 'choices': 'open choices'} # titles for names that need one
 
 # %% ../../nbs/results/72_tables.ipynb #dc9dc6ad
 @dataclass
@@ -205,12 +205,12 @@ def by_dataset(self:Table)->dict[str, list[list[Cell]]]:
 
 # %% ../../nbs/results/72_tables.ipynb #76db3b86
 def md_text(text:str)->str:
-    "Text that Markdown leaves as it is."
+    "Text with the characters escaped that Markdown would interpret."
     plain = str(text).replace('&', '&amp;').replace('<', '&lt;').replace('\n', ' ')
     return re.sub(r'([\\`*|[])', r'\\\1', plain)
 
 def md_table(header:list[str], body:list[list[str]], left:int)->str:
-    "A markdown table; the first `left` columns aligned left, the others right."
+    "A Markdown table; the first `left` columns aligned left, the others right."
     rule = ['---'] * left + ['--:'] * (len(header) - left)
     return '\n'.join('| ' + ' | '.join(r) + ' |' for r in [header, rule, *body])
 
@@ -225,10 +225,10 @@ Table._repr_markdown_ = _table_md
 # %% ../../nbs/results/72_tables.ipynb #9dfe2b95
 def table(
     records:list[dict], # from `load_records`
-    name:str, # which table
+    name:str, # of the table
     published:pd.DataFrame|None=None, # from `published(paper)`; used only for AudioCaps and Clotho
     )->Table: # renders itself in a notebook
-    "Render one table. ValueError for an unknown name, and where scenes and a published dataset would share a table."
+    "Render one table. ValueError for an unknown name, or if scenes and a published dataset share the table."
     runs = [r for r in records if r['table'] == name]
     if not runs:
         known = listed(r['table'] for r in records) or 'none'
@@ -249,7 +249,7 @@ def table(
 
 # %% ../../nbs/results/72_tables.ipynb #f19e2bab
 def tables_of(records:list[dict], published:pd.DataFrame|None=None)->list[Table]: # as for `table`
-    "Every table that these records belong to, in the order of first sight."
+    "Every table that these records belong to, in the order of their first records."
     return [table(records, name, published) for name in dict.fromkeys(r['table'] for r in records)]
 
 # %% ../../nbs/results/72_tables.ipynb #de943e62
