@@ -209,7 +209,7 @@ def save_examples(
         queues, owner = _queues(part.scores), np.asarray(data.clip_of_caption)
         chosen = part.queries
         if chosen is None: chosen = pick_queries((queues == owner).argmax(0), owner, hits, near, misses)
-        save = lambda i: _save_clip(folder, data, i, sample_rate)
+        def save(i): return _save_clip(folder, data, i, sample_rate)
         queries += [_query(part, queues[:, q], q, why, top, save) for q, why in chosen.items()]
     used = {c['audio'] for q in queries for c in q['clips']}
     file = write_file(folder/'examples.json', json.dumps(dict(queries=queries), indent=1, ensure_ascii=False) + '\n')
