@@ -130,19 +130,19 @@ def pairwise_accuracy_figure(
     return fig
 
 # %% ../../nbs/results/73_report.ipynb #4d143dc3
-OUTCOMES = (('hit', 0, 0), ('close', 1, 4), ('miss', 10, np.inf)) # name, first and last place
+OUTCOMES = (('hit', 0, 0), ('close', 1, 4), ('miss', 10, np.inf)) # name, first and last rank
 
 def pick_queries(
-    place, # of the right clip per caption, counted from 0 (captions,)
+    rank, # of the right clip per caption, counted from 0 (captions,)
     clip_of_caption, # (captions,)
-    hits:int=1, near:int=1, misses:int=1, # how many of each
+    hits:int=1, close:int=1, misses:int=1, # how many of each
     )->dict[int, str]: # caption -> 'hit', 'close' or 'miss'
-    "Draw captions by a lot that is always the same. Fewer than asked for where there are no more."
-    r, clip = np.asarray(place), np.asarray(clip_of_caption)
-    lot = np.random.default_rng(0).permutation(len(r))
+    "Sample captions with a fixed seed. Fewer than asked for where there are no more."
+    r, clip = np.asarray(rank), np.asarray(clip_of_caption)
+    order = np.random.default_rng(0).permutation(len(r))
     taken, out = set(), {}
-    for (kind, first, last), n in zip(OUTCOMES, (hits, near, misses)):
-        for q in lot:
+    for (kind, first, last), n in zip(OUTCOMES, (hits, close, misses)):
+        for q in order:
             if n == 0: break
             if not first <= r[q] <= last or clip[q] in taken: continue
             out[int(q)] = kind
@@ -173,12 +173,12 @@ class Examples:
     clips:object # a dataset: name, ids, captions, flat_captions, clip_of_caption, audio(i, sample_rate)
     scores:object # (clips, captions)
     model:str # what to call the model, such as 'NT-Xent, seed 0'
-    queries:dict[int, str]|None=None # caption -> why it is shown; None: drawn by lot
+    queries:dict[int, str]|None=None # caption -> why it is shown; None: sampled
 
 def _queues(scores)->np.ndarray: # for each caption the numbers of all clips (clips, captions)
-    "The clips of every caption, best first; equal ones in an order drawn by a lot that is always the same."
-    lot = np.random.default_rng(0).permutation(len(scores))
-    return lot[np.argsort(-np.asarray(scores)[lot], axis=0, kind='stable')]
+    "The clips of every caption, best first; equal ones in a random order that is always the same."
+    order = np.random.default_rng(0).permutation(len(scores))
+    return order[np.argsort(-np.asarray(scores)[order], axis=0, kind='stable')]
 
 def _query(part:Examples, order:np.ndarray, q:int, why:str, top:int, save)->dict:
     "One query with its best clips, in the order of its queue (clips,), and the right one."
@@ -195,7 +195,7 @@ def _query(part:Examples, order:np.ndarray, q:int, why:str, top:int, save)->dict
 def save_examples(
     folder:Path|str, # reports/PROFILE/PAPER
     parts:list[Examples], # one per dataset or model
-    hits:int=1, near:int=1, misses:int=1, # queries of each kind and part
+    hits:int=1, close:int=1, misses:int=1, # queries of each kind and part
     top:int=5, # clips per query
     sample_rate:int=24000, # Hz
     )->Path: # examples.json
@@ -208,7 +208,7 @@ def save_examples(
                              f"the dataset has {n[0]} clips and {n[1]} captions")
         queues, owner = _queues(part.scores), np.asarray(data.clip_of_caption)
         chosen = part.queries
-        if chosen is None: chosen = pick_queries((queues == owner).argmax(0), owner, hits, near, misses)
+        if chosen is None: chosen = pick_queries((queues == owner).argmax(0), owner, hits, close, misses)
         def save(i): return _save_clip(folder, data, i, sample_rate)
         queries += [_query(part, queues[:, q], q, why, top, save) for q, why in chosen.items()]
     used = {c['audio'] for q in queries for c in q['clips']}
