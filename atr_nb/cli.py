@@ -285,7 +285,7 @@ def _check(settings:Settings)->None:
 
 def _render(settings:Settings)->None:
     from atr_nb.results.report import render
-    say = lambda text: print(f'report: {text}', file=sys.stderr)
+    def say(text): print(f'report: {text}', file=sys.stderr)
     with alone(settings.out, settings.runs/'locks', say): render(settings.out)
 
 # %% ../nbs/80_cli.ipynb #e6a8176d

@@ -10,7 +10,7 @@ import numpy as np
 __all__ = ['COLOURS', 'flow_figure', 'sound_figure', 'draw_stages']
 
 # %% ../nbs/03_figures.ipynb #c0c241cf
-COLOURS = dict(audio='C0', text='C1', both='C2', rest='0.6') # whose a box is
+COLOURS = dict(audio='C0', text='C1', both='C2', frozen='0.6', noise='0.6') # what a box is
 
 def flow_figure(
     boxes:dict[str, tuple], # name -> (x, y, words) or (x, y, words, whose), `whose` a key of COLOURS
@@ -27,8 +27,8 @@ def flow_figure(
     for start, end, *words in arrows:
         _arrow(ax, drawn[start], drawn[end], boxes[start][:2], boxes[end][:2], *words)
     for x, y, words in notes: ax.text(x, y, words, ha='center', va='center', fontsize=8, color='grey')
-    places = np.array([place[:2] for place in (*boxes.values(), *notes)], dtype=float)
-    (left, low), (right, high) = places.min(0), places.max(0)
+    centres = np.array([box[:2] for box in (*boxes.values(), *notes)], dtype=float)
+    (left, low), (right, high) = centres.min(0), centres.max(0)
     ax.set(xlim=(left - 1.7, right + 1.7), ylim=(low - .5, high + .5))
     ax.axis('off')
     plt.close(fig)

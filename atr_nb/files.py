@@ -72,8 +72,8 @@ PACKAGE = Path(atr_nb.__file__).resolve().parent
 ASIDE = ('atr_nb.settings',) # its values are part of a run's identity, so its code need not be
 
 def _file(module:str)->Path|None: # None if it is no module of this package
-    place = PACKAGE.parent.joinpath(*module.split('.'))
-    files = (place.with_suffix('.py'), place/'__init__.py')
+    path = PACKAGE.parent.joinpath(*module.split('.'))
+    files = (path.with_suffix('.py'), path/'__init__.py')
     return next((f for f in files if f.is_file() and f.is_relative_to(PACKAGE)), None)
 
 class _Bare(ast.NodeTransformer):
@@ -201,10 +201,10 @@ def unsealed(
     where:str, # file and line, for the message
     )->dict: # without the checksum
     "Check a record. `Damaged` if its checksum is missing or wrong."
-    rest = {k: v for k, v in record.items() if k != 'checksum'} if isinstance(record, dict) else {}
-    if not rest or record.get('checksum') != hash_json(rest):
+    content = {k: v for k, v in record.items() if k != 'checksum'} if isinstance(record, dict) else {}
+    if not content or record.get('checksum') != hash_json(content):
         raise Damaged(f'{where} is damaged (its content does not have the checksum that it was written with)')
-    return rest
+    return content
 
 def save_json(path:Path|str, record:dict)->Path:
     "Write a record with its checksum."
@@ -218,19 +218,19 @@ def load_json(path:Path|str)->dict:
 
 # %% ../nbs/02_files.ipynb #311f2035
 BLANK = '0' * 64
-_PLACE = re.compile(rb'checksum[^0-9a-f]{1,5}([0-9a-f]{64})')
+_CHECKSUM = re.compile(rb'checksum[^0-9a-f]{1,5}([0-9a-f]{64})')
 HEAD = 2**16 # bytes at either end of a file in which the checksum stands
 
-def _place(path:Path)->int|None: # where the 64 digits of the checksum stand
+def _position(path:Path)->int|None: # where the 64 digits of the checksum stand
     size = path.stat().st_size
     with open(path, 'rb') as f:
         for start in (0, max(0, size - HEAD)):
             f.seek(start)
-            if found := _PLACE.search(f.read(HEAD)): return start + found.start(1)
+            if found := _CHECKSUM.search(f.read(HEAD)): return start + found.start(1)
 
-def _blank_hash(path:Path, place:int)->str: # of the file with zeros at that place
+def _blank_hash(path:Path, position:int)->str: # of the file with zeros there
     with open(path, 'rb') as f:
-        h = hashlib.sha256(f.read(place) + BLANK.encode())
+        h = hashlib.sha256(f.read(position) + BLANK.encode())
         f.seek(64, os.SEEK_CUR)
         while block := f.read(2**20): h.update(block)
     return h.hexdigest()
@@ -243,10 +243,10 @@ def seal(
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path, 'a') as z:
             z.comment = f'checksum: {BLANK}'.encode()
-    place = _place(path)
-    mark = _blank_hash(path, place)
+    position = _position(path)
+    mark = _blank_hash(path, position)
     with open(path, 'rb+') as f:
-        f.seek(place)
+        f.seek(position)
         f.write(mark.encode())
 
 # %% ../nbs/02_files.ipynb #4746af01
@@ -255,12 +255,12 @@ def check(
     )->Path:
     "Compare a file with its checksum. `Damaged` if they differ or there is none, FileNotFoundError without a file."
     path = Path(path)
-    place = _place(path)
-    if place is None: raise Damaged(f'{path} is damaged or cut short (it has no checksum)')
+    position = _position(path)
+    if position is None: raise Damaged(f'{path} is damaged or cut short (it has no checksum)')
     with open(path, 'rb') as f:
-        f.seek(place)
+        f.seek(position)
         mark = f.read(64).decode()
-    if mark != _blank_hash(path, place):
+    if mark != _blank_hash(path, position):
         raise Damaged(f'{path} is damaged or cut short '
                       '(its content does not have the checksum that it was written with)')
     return path

@@ -33,6 +33,12 @@ def fill_padding(
     "The tokens, with one constant value at all padded positions."
     return tokens if mask.all() else tokens.masked_fill(~mask[..., None], value)
 
+def _mean(tokens:Tensor, mask:Tensor)->Tensor: # (B, d)
+    return fill_padding(tokens, mask).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+
+def _largest(tokens:Tensor, mask:Tensor)->Tensor: # (B, d)
+    return fill_padding(tokens, mask, float('-inf')).amax(1).masked_fill(~mask.any(1, keepdim=True), 0)
+
 def pool_tokens(
     tokens:Tensor, # token features (B, T, d)
     mask:Tensor|None=None, # True where valid (B, T); None means all are
@@ -42,9 +48,9 @@ def pool_tokens(
     if how == 'cls': return tokens[:, 0]
     one_of('pool_tokens: how', how, ('mean+max', 'mean', 'max', 'cls'))
     m = mask_of(tokens, mask)
-    mean = lambda: fill_padding(tokens, m).sum(1) / m.sum(1, keepdim=True).clamp(min=1)
-    peak = lambda: fill_padding(tokens, m, float('-inf')).amax(1).masked_fill(~m.any(1, keepdim=True), 0)
-    return {'mean': mean, 'max': peak, 'mean+max': lambda: mean() + peak()}[how]()
+    if how == 'mean': return _mean(tokens, m)
+    if how == 'max': return _largest(tokens, m)
+    return _mean(tokens, m) + _largest(tokens, m)
 
 # %% ../nbs/01_model.ipynb #a67be95d
 def masked_softmax(
@@ -94,8 +100,8 @@ class Encoded:
 
     def __len__(self): return len(self.pooled)
     def _map(self, f)->Encoded:
-        one = lambda x: None if x is None else f(x)
-        return Encoded(one(self.pooled), one(self.tokens), one(self.mask), tuple(f(l) for l in self.levels))
+        tokens, mask = (None if x is None else f(x) for x in (self.tokens, self.mask))
+        return Encoded(f(self.pooled), tokens, mask, tuple(f(l) for l in self.levels))
     def __getitem__(self, rows)->Encoded: return self._map(lambda x: x[rows])
     def to(self, device)->Encoded: return self._map(lambda x: x.to(device))
     def detach(self)->Encoded: return self._map(lambda x: x.detach())

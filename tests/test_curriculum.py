@@ -135,6 +135,15 @@ def test_impossible_samplers(kwargs, says):
     with pytest.raises(ValueError, match=says): MinedBatches(cloud(64), **(dict(batch_size=8, how='hard', seed=0) | kwargs))
 
 
+@pytest.mark.parametrize('kwargs', [dict(batch_size=65), dict(pool=4)])
+def test_the_error_says_what_to_do_instead(kwargs):
+    "And that is accepted"
+    how = dict(batch_size=8, how='hard', seed=0) | kwargs
+    with pytest.raises(ValueError) as e: MinedBatches(cloud(64), **how)
+    name, n = re.search(r'use (\w+)=(\d+) or ', str(e.value)).groups()
+    assert len(MinedBatches(cloud(64), **(how | {name: int(n)})).batches(0)) >= 1
+
+
 def test_vectors_with_nan_are_refused():
     x = cloud(64)
     x[5, 3] = float('nan')
@@ -157,13 +166,13 @@ def test_epochs_are_shared_out():
     assert all(min(thirds(n)) >= 1 for n in range(1, 60)) and all(sum(thirds(n)) == n for n in range(3, 60))
 
 
-@pytest.mark.parametrize('context, resting', [(0, 'head.0.'), (1, 'context.')])
-def test_each_stage_rests_one_encoder(context, resting):
+@pytest.mark.parametrize('context, frozen', [(0, 'head.0.'), (1, 'context.')])
+def test_stages_one_and_two_freeze_an_encoder(context, frozen):
     m = model(context=context)
     first, second, third = (set(selected(m, s)) for s in cmlf_recipe(m).stages)
     names = {n for n, _ in m.named_parameters()}
-    assert names - first == {n for n in names if n.startswith(f'text.{resting}')}
-    assert names - second == {n for n in names if n.startswith(f'audio.{resting}')} and third == names
+    assert names - first == {n for n in names if n.startswith(f'text.{frozen}')}
+    assert names - second == {n for n in names if n.startswith(f'audio.{frozen}')} and third == names
     assert [s.batches for s in cmlf_recipe(m).stages] == ['easy', 'random', 'hard']
     assert [s.batches for s in cmlf_recipe(m, mining=False).stages] == ['random'] * 3
 

@@ -411,7 +411,7 @@ def test_sounds_stay_in_their_folder(house):
     assert names and all(re.fullmatch(r'[\w-]+\.ogg', n) for n in names) and not list(house.parent.glob('*.ogg'))
     R.save_examples(audio.parent, [R.Examples(Sounds(), torch.eye(12), 'toy', {3: 'chosen'})], top=2)
     assert len(list(audio.iterdir())) == 2 # those of the first call are gone
-    assert 'drawn by lot' not in R.render(house).read_text()
+    assert 'not picked by hand' not in R.render(house).read_text()
 
 def test_rendering_twice_gives_the_same_bytes(house):
     first = R.render(house).read_bytes()

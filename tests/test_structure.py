@@ -20,7 +20,6 @@ NOTEBOOKS = sorted(p for p in NBS.rglob('*.ipynb') if '.ipynb_checkpoints' not i
 MODULES = sorted(p for p in PACKAGE.rglob('*.py') if p.name != '_modidx.py')
 ORDER = ['words', 'settings model files figures notebooks processes', 'data', 'encoders', 'alignment', 'evaluation', 'training', 'methods', 'results', 'pages', 'cli']
 MACHINE = r'/(?:root|home|Users|work|tmp)/\w[^"\\ ]*' # where somebody's files lie
-NAMED_LAMBDAS = 15 # in exported cells; may only fall
 name_of = lambda p: p.relative_to(NBS).as_posix()
 
 
@@ -121,14 +120,20 @@ def joined_lines(path):
     return found
 
 
+def assigned(target, value):
+    "Pairs of what gets a value and the value, tuple by tuple"
+    if not (isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple)): return [(target, value)]
+    return [pair for t, v in zip(target.elts, value.elts) for pair in assigned(t, v)]
+
+
 def named_lambdas(path):
-    "`x = lambda ...`, `x: T = lambda ...` or `(x := lambda ...)` in the exported cells"
+    "`x = lambda ...`, `x: T = lambda ...`, `x, y = lambda ..., ...` or `(x := lambda ...)` in the exported cells"
     found = []
     for node in (n for c in exported(path) for n in ast.walk(ast.parse(c.source))):
         if not isinstance(node, (ast.Assign, ast.AnnAssign, ast.NamedExpr)): continue
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-        if isinstance(node.value, ast.Lambda) and any(isinstance(t, ast.Name) for t in targets):
-            found.append(ast.unparse(node))
+        found += [ast.unparse(node) for target in targets for t, v in assigned(target, node.value)
+                  if isinstance(t, ast.Name) and isinstance(v, ast.Lambda)]
     return found
 
 
@@ -138,12 +143,21 @@ def test_lines_are_short_and_hold_one_statement(path):
     assert not joined_lines(path), 'two statements on a line'
 
 
-def test_few_lambdas_have_a_name():
-    """A function with a name is written with `def`. The lambdas that there are stay for now: rewriting one changes the
-    hash of its module's code, and with it the address of every run that the module has a part in. Whoever rewrites
-    some of them, when the addresses change anyway, lowers `NAMED_LAMBDAS`; nobody raises it."""
-    found = [f'{name_of(p)}: {line}' for p in NOTEBOOKS for line in named_lambdas(p)]
-    assert len(found) <= NAMED_LAMBDAS, '\n'.join(found)
+@pytest.mark.parametrize('path', [p for p in NOTEBOOKS if exported(p)], ids=name_of)
+def test_a_function_with_a_name_is_written_with_def(path):
+    assert not named_lambdas(path)
+
+
+@pytest.mark.parametrize('source, found', [
+    ('f = lambda x: x', True), ('f:object = lambda x: x', True), ('print(f := lambda: 0)', True),
+    ('def g():\n    f = lambda: 0', True), ('f, g = lambda: 0, 1', True), ('a = f = lambda: 0', True),
+    ('def f(x): return x', False), ('sorted(x, key=lambda y: y)', False), ('f = map(lambda y: y, x)', False),
+    ('d = dict(f=lambda: 0)', False), ('pair = int, lambda x: x', False),
+    ('warnings.showwarning = lambda *_: None', False)])
+def test_what_counts_as_a_named_lambda(tmp_path, source, found):
+    page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell('#| export\n' + source)])
+    nbformat.write(page, tmp_path/'page.ipynb')
+    assert bool(named_lambdas(tmp_path/'page.ipynb')) == found
 
 
 # Pages

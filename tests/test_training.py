@@ -286,8 +286,8 @@ def test_each_stage_draws_its_own_batches(tmp_path):
     assert (easy.epochs, hard.epochs) == ([0, 1], [3, 4]) and len(result['history']) == 5
 
 
-@pytest.mark.parametrize('trained, rests', [('audio', 'text'), ('text', 'audio')])
-def test_frozen_part_does_not_move(tmp_path, trained, rests):
+@pytest.mark.parametrize('trained, frozen', [('audio', 'text'), ('text', 'audio')])
+def test_frozen_part_does_not_move(tmp_path, trained, frozen):
     "Not its weights, not its BatchNorm statistics, not its counters; and its dropout sleeps."
     model = new_model()
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -296,7 +296,7 @@ def test_frozen_part_does_not_move(tmp_path, trained, rests):
         moved = not torch.equal(v, before[k])
         assert moved == k.startswith(trained), k
     model.train()
-    assert not getattr(model, rests)[3].training and getattr(model, trained)[3].training
+    assert not getattr(model, frozen)[3].training and getattr(model, trained)[3].training
 
 
 def test_next_stage_starts_from_the_best_weights(tmp_path):

@@ -130,10 +130,10 @@ def ap_single(
     place:Place, # where the only right answer of each query stands
     k:int=10, # places looked at
     )->Tensor: # average precision 0 to 1 (queries,)
-    "Expected average precision at `k` of queries with one right answer: its reciprocal place, if that is within `k`."
+    "Expected average precision at `k` of queries with one right answer: its reciprocal rank, if that is within `k`."
     p = torch.arange(k + 1, device=place.ahead.device)
     harmonic = (1 / p.double().clamp(min=1)).masked_fill(p == 0, 0).cumsum(0)
-    upto = lambda n: harmonic[n.clamp(max=k).long()]
+    def upto(n): return harmonic[n.clamp(max=k).long()]
     return (upto(place.ahead + place.tied) - upto(place.ahead)) / place.tied
 
 # %% ../../nbs/evaluation/40_metrics.ipynb #5214b0c1
@@ -156,7 +156,7 @@ def _top(part:Tensor, k:int, stacks:int=64)->Tensor: # the k highest values of e
 # %% ../../nbs/evaluation/40_metrics.ipynb #f0a9f1ea
 def _expected_ap(scores:Tensor, own:Tensor, k:int)->Tensor: # average precision (clips,); the right answers score `own`
     top = _top(scores, k)
-    count = lambda compare, among: compare(among[:, None, :], top[:, :, None]).sum(2)
+    def count(compare, among): return compare(among[:, None, :], top[:, :, None]).sum(2)
     ahead, tied, right, own_tied = (count(torch.gt, top), count(torch.eq, top),
                                     count(torch.gt, own), count(torch.eq, own))
     cut = (own == top[:, -1:]).any(1).nonzero().flatten() # rows whose last group matters and may go on beyond place k

@@ -64,7 +64,7 @@ def bytes_per_pair(
     text:Encoded, # captions
     )->int: # bytes
     "Memory that comparing one clip with one caption may take, from the shapes alone (float32)."
-    length = lambda x: 0 if x is None else x.shape[1]
+    def length(x): return 0 if x is None else x.shape[1]
     lengths = ([(length(audio.tokens), length(text.tokens))]
                + [(length(a), length(t)) for a, t in zip(audio.levels, text.levels)])
     floats = 16 + sum(t*n + t + n for t, n in lengths)

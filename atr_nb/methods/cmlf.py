@@ -45,8 +45,8 @@ def encoder_of(
     or the head's hidden layer if there is nothing else. [inferred]"""
     names = [n.removeprefix(f'{side}.') for n, _ in model.named_parameters() if n.startswith(f'{side}.')]
     if not names:
-        raise ValueError(f"{type(model).__name__} has no parameters under {side!r}, so a stage cannot rest that side; "
-                         "3CMLF needs a model with the parts audio and text")
+        raise ValueError(f"{type(model).__name__} has no parameters under {side!r}, so no stage can "
+                         "freeze that side; 3CMLF needs a model with the parts audio and text")
     below = sorted({n.split('.')[0] for n in names} - {'head', 'pool'})
     return tuple(f'{side}.{p}.*' if any(n.startswith(f'{p}.') for n in names) else f'{side}.{p}'
                  for p in below) or (f'{side}.head.0.*',)
@@ -64,6 +64,9 @@ def thirds(
     first, second = (max(1, round(epochs * share / sum(shares))) for share in shares[:2])
     return first, second, max(1, epochs - first - second)
 
+def _all_but(model:RetrievalModel, side:str)->tuple[str,...]: # patterns that freeze a side's encoder
+    return '*', *(f'!{p}' for p in encoder_of(model, side))
+
 def cmlf_recipe(
     model:RetrievalModel, # any method with parts `audio` and `text`
     recipe:Recipe=Recipe(Stage(50)), # of one stage, as without a curriculum; the total of epochs is kept
@@ -73,8 +76,8 @@ def cmlf_recipe(
     "The same recipe in three stages: audio side, text side, everything. [paper; epochs, heads and restarts inferred]"
     if len(recipe.stages) > 1:
         raise ValueError(f"cmlf_recipe: a recipe of {len(recipe.stages)} stages; give one of a single stage")
-    rest = lambda side: ('*', *(f'!{p}' for p in encoder_of(model, side)))
-    plan = zip(thirds(recipe.stages[0].epochs, shares), (rest('text'), rest('audio'), ('*',)),
+    learns = _all_but(model, 'text'), _all_but(model, 'audio'), ('*',)
+    plan = zip(thirds(recipe.stages[0].epochs, shares), learns,
                ('easy', 'random', 'hard'), ('audio', 'text', 'both'))
     stages = [replace(recipe.stages[0].over(n), train=train, batches=batches if mining else 'random', name=name)
               for n, train, batches, name in plan]

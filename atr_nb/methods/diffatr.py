@@ -27,15 +27,12 @@ __all__ = ['SCHEDULES', 'WAYS', 'LOSSES', 'PREDICTS', 'REPRESENTS', 'Method', 'P
 # %% ../../nbs/methods/65_diffatr.ipynb #e17085e8
 SCHEDULES = {'cosine': 'squaredcos_cap_v2', 'linear': 'linear'} # our names -> those of diffusers
 
-def _refuse(ok:bool, what:str)->None:
-    if not ok: raise ValueError(f'DiffATR: {what}')
-
 def noise_schedule(
     levels:int=50, # of noise, T
     name:str='cosine', # one of `SCHEDULES`
     )->DDIMScheduler:
     "How much noise there is at each level, and the reverse process. [ancestor]"
-    _refuse(levels >= 1, f'levels={levels}, but there must be one level of noise at least')
+    if levels < 1: raise ValueError(f'DiffATR: levels={levels}, but there must be one level of noise at least')
     one_of('DiffATR: schedule', name, SCHEDULES)
     scale = 1000 / levels # the linear schedule is defined for a thousand levels
     return DDIMScheduler(levels, 1e-4 * scale, min(.02 * scale, .999), SCHEDULES[name], prediction_type='sample',
@@ -69,7 +66,8 @@ class Denoiser(nn.Module):
         levels:int=50, # of noise
         ):
         super().__init__()
-        _refuse(width % 2 == 0, f'width={width} is odd; the code of a level consists of pairs of sine and cosine')
+        if width % 2:
+            raise ValueError(f'DiffATR: width={width} is odd; the code of a level consists of pairs of sine and cosine')
         self.register_buffer('codes', positions(levels, width), persistent=False)
         self.level = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.query, self.key, self.value = (nn.Linear(width, width, bias=False) for _ in range(3))
@@ -111,8 +109,9 @@ def generation_loss(
 # %% ../../nbs/methods/65_diffatr.ipynb #aff53284
 def _check_steps(steps:int, levels:int)->None:
     possible = [n for n in range(1, levels + 1) if levels % n == 0]
-    _refuse(steps in possible,
-            f'steps={steps}, but {levels} levels can be walked in {", ".join(map(str, possible))} steps')
+    if steps not in possible:
+        raise ValueError(f'DiffATR: steps={steps}, but {levels} levels can be walked in '
+                         f'{", ".join(map(str, possible))} steps')
 
 def walk(
     estimate:Callable[[Tensor, int], Tensor], # (x, level) -> of the answer (Q, M)
@@ -143,15 +142,19 @@ def _check_origin(model:nn.Module, state:dict, prefix:str, *_)->None:
     theirs = _read(state.get(f'{prefix}trained_as', model.trained_as))
     differ = [f'{name}={theirs.get(name)!r}, and not {value!r}' for name, value in _read(model.trained_as).items()
               if theirs.get(name) != value]
-    _refuse(not differ, f"these weights were trained with {'; '.join(differ)}, as this model is; "
-            'build it with the same options')
+    if differ:
+        raise ValueError(f"DiffATR: these weights were trained with {'; '.join(differ)}, as this model is; "
+                         'build it with the same options')
 
 def _check_options(base:str, represent:str, predicts:str, above_zero:tuple, candidates:int|None)->None:
-    _refuse(base != 'diffatr', "base='diffatr': it cannot stand on itself; use another method")
+    if base == 'diffatr':
+        raise ValueError("DiffATR: base='diffatr': it cannot stand on itself; use another method")
     for what, value, known in (('represent', represent, REPRESENTS), ('predicts', predicts, PREDICTS)):
         one_of(f'DiffATR: {what}', value, known)
-    _refuse(min(above_zero) > 0, 'temperatures and sharpness must be above 0')
-    _refuse(candidates is None or candidates > 0, f'candidates={candidates}, but one is needed; None takes all')
+    if not min(above_zero) > 0:
+        raise ValueError('DiffATR: temperatures and sharpness must be above 0')
+    if candidates is not None and candidates < 1:
+        raise ValueError(f'DiffATR: candidates={candidates}, but one is needed; None takes all')
 
 def _keep_frames(base:RetrievalModel)->None: # of clips; a tower that needs none would not return them
     tower = getattr(base, 'audio', None)
@@ -222,7 +225,8 @@ def _remember(self:DiffATR, **given)->None: # base, base_options, width
 @patch
 def _frames(self:DiffATR, audio:Encoded)->tuple[Tensor, Tensor]: # (B, T, d), True where valid (B, T)
     if self.represent == 'clip': return audio.pooled[:, None], mask_of(audio.pooled[:, None])
-    _refuse(audio.tokens is not None, f"{type(self.base).__name__} gives no frames; use represent='clip'")
+    if audio.tokens is None:
+        raise ValueError(f"DiffATR: {type(self.base).__name__} gives no frames; use represent='clip'")
     return audio.tokens, mask_of(audio.tokens, audio.mask)
 
 @patch
@@ -313,8 +317,9 @@ def generate(self:DiffATR,
         raise FloatingPointError('DiffATR: similarities of its base are not all finite; try a lower learning rate')
     there = scores.shape[1]
     n = there if self.candidates is None else self.candidates
-    _refuse(n <= there, f'candidates={n}, but {way} has only {there} to choose from; '
-            'ask for fewer, or for None, which takes all')
+    if n > there:
+        raise ValueError(f'DiffATR: candidates={n}, but {way} has only {there} to choose from; '
+                         'ask for fewer, or for None, which takes all')
     top, generator = scores.topk(n).indices, torch.Generator().manual_seed(self.seed)
     noise = torch.randn(top.shape, generator=generator, dtype=scores.dtype).to(scores.device)
     audio, text = unit(audio), unit(text)
@@ -355,10 +360,11 @@ def diffatr_recipe(
     )->Recipe:
     "The same recipe in the stages of a regime. [ancestor: two stages; the others inferred]"
     one_of('DiffATR: regime', regime, REGIMES)
-    _refuse(len(recipe.stages) == 1, f'a recipe of {len(recipe.stages)} stages; give one of a single stage')
-    _refuse((model.losses == ('generation',)) == (regime == 'generation'),
-            f"regime={regime!r} does not train by {model.losses}; "
-            "'generation' goes with losses=('generation',), and nothing else does")
+    if len(recipe.stages) != 1:
+        raise ValueError(f'DiffATR: a recipe of {len(recipe.stages)} stages; give one of a single stage')
+    if (model.losses == ('generation',)) != (regime == 'generation'):
+        raise ValueError(f"DiffATR: regime={regime!r} does not train by {model.losses}; "
+                         "'generation' goes with losses=('generation',), and nothing else does")
     stage, plan = recipe.stages[0], REGIMES[regime]
     first = min(max(1, round(share * stage.epochs)), max(1, stage.epochs - 1)) if len(plan) == 2 else stage.epochs
     epochs = first, max(1, stage.epochs - first)

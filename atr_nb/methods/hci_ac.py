@@ -94,13 +94,13 @@ Method = HCI # what `create('hci_ac', ...)` builds
 # %% ../../nbs/methods/63_hci_ac.ipynb #586d6da3
 @patch
 def encode_text(self:HCI, x:Tensor, mask:Tensor|None=None)->Encoded:
-    return _grouped(super(HCI, self).encode_text(x, mask), self.phrases)
+    return _grouped(self.scaled(self.text(x, mask)), self.phrases)
 
 @patch
 def encode_audio(self:HCI, x:Tensor, mask:Tensor|None=None)->Encoded:
-    if not (self.together or self.matching): return _grouped(super(HCI, self).encode_audio(x, mask), self.segments)
+    if not (self.together or self.matching): return _grouped(self.scaled(self.audio(x, mask)), self.segments)
     frames, frame_mask, words, word_mask = apart(x, mask, self.widths)
-    audio, said = super(HCI, self).encode_audio(frames, frame_mask), super(HCI, self).encode_text(words, word_mask)
+    audio, said = self.scaled(self.audio(frames, frame_mask)), self.scaled(self.text(words, word_mask))
     if self.together: audio = self._with_caption(audio, said)
     audio = _grouped(audio, self.segments)
     return replace(audio, levels=(*audio.levels, said.pooled[:, None])) if self.matching else audio

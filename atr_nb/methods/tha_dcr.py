@@ -73,17 +73,22 @@ def _unit_levels(e:Encoded)->Encoded: # vectors of length one; padding is zero, 
 ALIGNMENTS = {'cross': cross_attention, 'tokens': late_interaction}
 CONFIDENCES = 'learned', 'bounded', 'uniform'
 
-def _refuse(ok:object, what:str)->None:
-    if not ok: raise ValueError(f'THA: {what}')
+def _check_numbers(alpha:float, beta:float, guide_temperature:float)->None:
+    if not min(alpha, beta) >= 0:
+        raise ValueError(f'THA: alpha={alpha}, beta={beta}, but weights of losses are at least 0')
+    if not guide_temperature > 0:
+        raise ValueError(f'THA: guide_temperature={guide_temperature}, but it must be above 0')
 
 def _check_factors(factors:int, width:int)->None:
-    _refuse(factors >= 0 and (not factors or width % factors == 0 and width > factors),
-            f'factors={factors} do not share a width of {width}, with two numbers each or more')
+    if factors < 0 or factors and (width % factors or width <= factors):
+        raise ValueError(f'THA: factors={factors} do not share a width of {width}, with two numbers each or more')
 
 def _check_blocks(audio:Encoder, text:Encoder, stride:int)->None:
-    _refuse(stride == 1 or not audio.level_widths, f'stride={stride}, but {audio.name} has blocks of its own')
-    _refuse(text.level_widths, f'{text.name} says nothing of block outputs; '
-            'give it as `SideBySide`, or what was stored of that as `StoredBlocks`')
+    if stride != 1 and audio.level_widths:
+        raise ValueError(f'THA: stride={stride}, but {audio.name} has blocks of its own')
+    if not text.level_widths:
+        raise ValueError(f'THA: {text.name} says nothing of block outputs; '
+                         'give it as `SideBySide`, or what was stored of that as `StoredBlocks`')
 
 # %% ../../nbs/methods/64_tha_dcr.ipynb #eb4badfa
 class THA(TwoTower):
@@ -107,8 +112,7 @@ class THA(TwoTower):
         hierarchical:bool=True, # False: every level reads the last block, a control with as many weights
         stride:int=1, # neighbouring frames averaged into one, before layers of our own
         ):
-        _refuse(min(alpha, beta) >= 0, f'alpha={alpha}, beta={beta}, but weights of losses are at least 0')
-        _refuse(guide_temperature > 0, f'guide_temperature={guide_temperature}, but it must be above 0')
+        _check_numbers(alpha, beta, guide_temperature)
         for what, value, known in (('align', align, ALIGNMENTS), ('pairs', pairs, ('same', 'all')),
                                    ('confidence', confidence, CONFIDENCES)):
             one_of(f'THA: {what}', value, known)

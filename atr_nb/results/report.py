@@ -133,16 +133,16 @@ def pairwise_accuracy_figure(
 OUTCOMES = (('hit', 0, 0), ('close', 1, 4), ('miss', 10, np.inf)) # name, lowest and highest rank, counted from 0
 
 def pick_queries(
-    place, # rank of the right clip per caption, counted from 0 (captions,)
+    rank, # of the right clip per caption, counted from 0 (captions,)
     clip_of_caption, # (captions,)
-    hits:int=1, near:int=1, misses:int=1, # how many of each
+    hits:int=1, close:int=1, misses:int=1, # how many of each
     )->dict[int, str]: # caption -> 'hit', 'close' or 'miss'
     "Sample captions with a fixed seed; fewer than asked for if there are not enough."
-    r, clip = np.asarray(place), np.asarray(clip_of_caption)
-    lot = np.random.default_rng(0).permutation(len(r))
+    r, clip = np.asarray(rank), np.asarray(clip_of_caption)
+    order = np.random.default_rng(0).permutation(len(r))
     taken, out = set(), {}
-    for (kind, first, last), n in zip(OUTCOMES, (hits, near, misses)):
-        for q in lot:
+    for (kind, first, last), n in zip(OUTCOMES, (hits, close, misses)):
+        for q in order:
             if n == 0: break
             if not first <= r[q] <= last or clip[q] in taken: continue
             out[int(q)] = kind
@@ -177,8 +177,8 @@ class Examples:
 
 def _queues(scores)->np.ndarray: # each column ranks the clips for a caption (clips, captions)
     "The clips for every caption, best first; ties in a random order with a fixed seed."
-    lot = np.random.default_rng(0).permutation(len(scores))
-    return lot[np.argsort(-np.asarray(scores)[lot], axis=0, kind='stable')]
+    order = np.random.default_rng(0).permutation(len(scores))
+    return order[np.argsort(-np.asarray(scores)[order], axis=0, kind='stable')]
 
 def _query(part:Examples, order:np.ndarray, q:int, why:str, top:int, save)->dict:
     "One query with its best clips and the right one; `order` is its ranking of the clips (clips,)."
@@ -195,7 +195,7 @@ def _query(part:Examples, order:np.ndarray, q:int, why:str, top:int, save)->dict
 def save_examples(
     folder:Path|str, # reports/PROFILE/PAPER
     parts:list[Examples], # one per dataset or model
-    hits:int=1, near:int=1, misses:int=1, # queries of each kind, per part
+    hits:int=1, close:int=1, misses:int=1, # queries of each kind, per part
     top:int=5, # clips per query
     sample_rate:int=24000, # Hz
     )->Path: # examples.json
@@ -208,8 +208,8 @@ def save_examples(
                              f"the dataset has {n[0]} clips and {n[1]} captions")
         queues, owner = _queues(part.scores), np.asarray(data.clip_of_caption)
         chosen = part.queries
-        if chosen is None: chosen = pick_queries((queues == owner).argmax(0), owner, hits, near, misses)
-        save = lambda i: _save_clip(folder, data, i, sample_rate)
+        if chosen is None: chosen = pick_queries((queues == owner).argmax(0), owner, hits, close, misses)
+        def save(i): return _save_clip(folder, data, i, sample_rate)
         queries += [_query(part, queues[:, q], q, why, top, save) for q, why in chosen.items()]
     used = {c['audio'] for q in queries for c in q['clips']}
     file = write_file(folder/'examples.json', json.dumps(dict(queries=queries), indent=1, ensure_ascii=False) + '\n')

@@ -24,7 +24,7 @@ from .models import Clap, Retriever, open_model
 
 # %% auto #0
 __all__ = ['LEAST', 'HOME', 'TOGETHER', 'PART', 'LITTLE', 'CANDIDATES', 'ROW', 'TABLE', 'STYLE', 'PAGE', 'cut', 'states', 'Entry',
-           'write_index', 'check_index', 'read_index', 'listen', 'describe', 'place_of_index', 'bring_up_to_date',
+           'write_index', 'check_index', 'read_index', 'listen', 'describe', 'index_folder', 'bring_up_to_date',
            'looks_foreign', 'check_words', 'check_question', 'understood', 'Search', 'changes', 'Hit', 'Hits',
            'line_of', 'span_of', 'write_page']
 
@@ -138,7 +138,7 @@ def _grouped(encoded:Iterator[tuple])->Iterator[tuple[str, list, list]]: # path,
 
 # %% ../../nbs/results/78_search.ipynb #a3b8408b
 def listen(
-    place:Path, # where parts go
+    at:Path, # where parts go
     folder:Path,
     todo:dict[str, list], # path -> size, date
     model:Retriever|Clap,
@@ -150,7 +150,7 @@ def listen(
         nothing = np.zeros((0, about['width']), np.float32)
         failed = {path: Entry(todo[path], [], nothing, text) for path, text in why.items()}
         now = {**heard, **failed}
-        if now: write_index(place/f'part-{hash_json(list(now))[:12]}.json', now, about)
+        if now: write_index(at/f'part-{hash_json(list(now))[:12]}.json', now, about)
         done.update(now)
         heard.clear(), why.clear()
     for path, spans, vectors in _grouped(_encoded(model, _stream(folder, list(todo), model, why, bar))):
@@ -163,14 +163,14 @@ def describe(model:Retriever|Clap)->dict: # what an index says of its model
     return dict(model=model.name, fingerprint=model.fingerprint, width=model.encode_text(['a']).shape[1])
 
 # %% ../../nbs/results/78_search.ipynb #cbaaa4d0
-def place_of_index(folder:Path, model:Retriever|Clap, at:Path|None=None)->Path:
+def index_folder(folder:Path, model:Retriever|Clap, at:Path|None=None)->Path:
     "The folder of the index: in the folder of sounds, or below `at`; each model has its own."
     return (at or folder/HOME)/model.fingerprint
 
-def _remembered(place:Path, there:dict[str, list])->dict[str, Entry]: # of unchanged files
+def _remembered(at:Path, there:dict[str, list])->dict[str, Entry]: # of unchanged files
     "The entries of index and parts. What is damaged is named in a warning, and its sounds are encoded again."
     known = {}
-    for file in [place/'index.json', *sorted(place.glob('part-*.json'))]:
+    for file in [at/'index.json', *sorted(at.glob('part-*.json'))]:
         try: known |= read_index(file)[0] if file.is_file() else {}
         except Damaged as e: warnings.warn(f'{e}; what it held is encoded again')
     return {path: known[path] for path, state in there.items() if path in known and known[path].state == state}
@@ -182,33 +182,33 @@ def bring_up_to_date(
     at:Path|None=None, # where the index goes; None: into the folder
     )->dict[str, int]: # how many files are 'new', 'gone', 'kept', 'unreadable'
     "Index new files, drop the entries of removed ones."
-    there, place = states(folder), place_of_index(folder, model, at)
-    place.mkdir(parents=True, exist_ok=True)
-    with FileLock(place/'lock'):
-        before = _before(place)
+    there, at = states(folder), index_folder(folder, model, at)
+    at.mkdir(parents=True, exist_ok=True)
+    with FileLock(at/'lock'):
+        before = _before(at)
         if {path: state for path, (state, *_) in before.items()} == there:
             return dict(new=0, gone=0, kept=len(there), unreadable=sum(bool(why) for *_, why in before.values()))
-        known = _remembered(place, there)
+        known = _remembered(at, there)
         todo = {path: state for path, state in there.items() if path not in known}
         total, rest = (sum(size for size, _ in files.values()) for files in (there, todo))
         size = dict(total=total, initial=total - rest, unit='B', unit_scale=True)
         with tqdm(**size, desc='listening', delay=1, leave=False) as bar:
-            entries = known | listen(place, folder, todo, model, bar)
+            entries = known | listen(at, folder, todo, model, bar)
         entries = {path: entries[path] for path in there}
-        _settle(place, entries, describe(model))
+        _settle(at, entries, describe(model))
     unreadable = sum(bool(e.why) for e in entries.values())
     return dict(new=len(todo), gone=len(set(before) - set(there)), kept=len(known), unreadable=unreadable)
 
-def _before(place:Path)->dict[str, list]: # path -> state, spans, why it cannot be read
+def _before(at:Path)->dict[str, list]: # path -> state, spans, why it cannot be read
     "What the index says of each file; nothing if it is not there, or damaged."
-    if not intact(place/'index.json', check_index): return {}
-    return load_json(place/'index.json')['files']
+    if not intact(at/'index.json', check_index): return {}
+    return load_json(at/'index.json')['files']
 
-def _settle(place:Path, entries:dict[str, Entry], about:dict)->None:
+def _settle(at:Path, entries:dict[str, Entry], about:dict)->None:
     "Write the index, then remove what it was made from."
-    write_index(place/'index.json', entries, about)
-    kept = {'index.json', 'lock', load_json(place/'index.json')['array']}
-    for file in place.iterdir():
+    write_index(at/'index.json', entries, about)
+    kept = {'index.json', 'lock', load_json(at/'index.json')['array']}
+    for file in at.iterdir():
         if file.name not in kept and not file.name.startswith('captions'): file.unlink()
 
 # %% ../../nbs/results/78_search.ipynb #083f08c3
@@ -251,9 +251,9 @@ class Search:
     def __init__(self, folder:Path, model:Retriever|Clap,
         entries:dict[str, Entry],
         vectors:np.ndarray, # of all windows (n, d), in the order of `entries`
-        place:Path, # of the index
+        at:Path, # the folder of the index
         ):
-        self.folder, self.model, self.entries, self.vectors, self.place = folder, model, entries, vectors, place
+        self.folder, self.model, self.entries, self.vectors, self.at = folder, model, entries, vectors, at
         self.rows = [(path, *span) for path, e in entries.items() for span in e.spans] # path, from, to
 
     @classmethod
@@ -264,12 +264,12 @@ class Search:
         )->Search:
         "Open an index as it is. An error if there is none by this model; a warning if files changed since."
         folder, model, at = _opened(folder, model, at)
-        place = place_of_index(folder, model, at)
-        if not (place/'index.json').is_file(): raise FileNotFoundError(_no_index(folder, model, place))
-        entries, vectors = read_index(place/'index.json')
+        at = index_folder(folder, model, at)
+        if not (at/'index.json').is_file(): raise FileNotFoundError(_no_index(folder, model, at))
+        entries, vectors = read_index(at/'index.json')
         if said := changes(entries, states(folder)):
             warnings.warn(f'{folder}: {said} since it was indexed; `atr-nb index` brings the index up to date')
-        return cls(folder, model, entries, vectors, place)
+        return cls(folder, model, entries, vectors, at)
 
     def __len__(self)->int: return len(self.rows) # windows
     def __repr__(self): return f'Search({len(self.entries):,} files, {len(self):,} windows, by {self.model.name})'
@@ -305,8 +305,8 @@ def _opened(folder, model, at)->tuple: # a path, a model, a path or None
     model = open_model(model) if model is None or isinstance(model, (str, Path)) else model
     return Path(folder).expanduser(), model, Path(at).expanduser() if at else None
 
-def _no_index(folder:Path, model, place:Path)->str:
-    others = [load_json(f)['model'] for f in sorted(place.parent.glob('*/index.json')) if intact(f, load_json)]
+def _no_index(folder:Path, model, at:Path)->str:
+    others = [load_json(f)['model'] for f in sorted(at.parent.glob('*/index.json')) if intact(f, load_json)]
     has = f'; it has one by {" and one by ".join(others)}' if others else ''
     return f'{folder} has no index by {model.name}{has}. `atr-nb index` makes it, with --model as here'
 
@@ -413,9 +413,9 @@ def _embedded(wave:Tensor)->str: # a sound as the address of a player, in Ogg Vo
     return f'data:audio/ogg;base64,{base64.b64encode(ogg.getvalue()).decode()}'
 
 # %% ../../nbs/results/78_search.ipynb #f2c7182a
-ROW = Markup('<tr><td>{place}</td><td>{score:.3f}</td><td>{file}<br><small>{span}</small></td>'
+ROW = Markup('<tr><td>{rank}</td><td>{score:.3f}</td><td>{file}<br><small>{span}</small></td>'
              '<td><audio controls preload="none" src="{src}" aria-label="{file}, {span}"></audio></td></tr>\n')
-TABLE = Markup('<table><thead><tr><th>place</th><th>score</th><th>file</th><th>sound</th></tr></thead>\n'
+TABLE = Markup('<table><thead><tr><th>rank</th><th>score</th><th>file</th><th>sound</th></tr></thead>\n'
                '<tbody>\n{rows}</tbody></table>')
 STYLE = Markup(''':root { color-scheme: light dark; --line: #8886; }
 body { font: 1rem/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
@@ -437,7 +437,7 @@ PAGE = Markup('''<!doctype html>
 ''')
 
 def _rows(hits:Hits, src:Callable[[Hit], str])->Markup:
-    rows = (ROW.format(place=n, score=h.score, file=h.file, span=span_of(h), src=src(h)) for n, h in enumerate(hits, 1))
+    rows = (ROW.format(rank=n, score=h.score, file=h.file, span=span_of(h), src=src(h)) for n, h in enumerate(hits, 1))
     return TABLE.format(rows=Markup('').join(rows))
 
 def write_page(
@@ -469,7 +469,7 @@ def says(self:Search,
     )->list[tuple[str, float]]: # caption, score
     "The captions of the folder that fit a sound best."
     captions = self.captions
-    file = self.place/f'captions-{hash_json(captions)[:16]}.npz'
+    file = self.at/f'captions-{hash_json(captions)[:16]}.npz'
     if not intact(file): save_arrays(file, vectors=self.model.encode_text(captions))
     scores = load_arrays(file)['vectors'] @ self.heard(self.file(like))
     return [(captions[i], float(scores[i])) for i in (-scores).argsort(kind='stable')[:k]]

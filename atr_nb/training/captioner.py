@@ -244,20 +244,22 @@ def _read(caption:str): # its events, or None where it is not understood
     try: return understand(caption)
     except (KeyError, ValueError): return None # a word or a form that no caption has
 
+def _share(right:list[bool])->float: # of the true ones, percent
+    return 100 * sum(right) / len(right) if right else float('nan')
+
 def events_recovered(said:list[str], clips:Clips)->dict: # of scenes; percent
     "How well captions describe a scene's events: kinds, counts (if countable), distances, the order of any two."
     read = [(_read(caption), d) for caption, d in zip(said, clips.descriptions)]
     understood = [(told, true) for told, true in read if told is not None]
-    share = lambda right: 100 * sum(right) / len(right) if right else float('nan')
     kinds = [({e.kind: e for e in events(told)}, {e.kind: e for e in events(true)}) for told, true in understood]
     both = [(told[k], true[k]) for told, true in kinds for k in told.keys() & true.keys()]
-    return {'understood': share([told is not None for told, _ in read]),
-            'kinds told that are there': share([k in true for told, true in kinds for k in told]),
-            'kinds there that are told': share([k in told for told, true in kinds for k in true]),
-            'right count': share([a.count == b.count for a, b in both if a.kind not in TEXTURES]),
-            'right distance, where told': share([a.distance == b.distance for a, b in both if b.distance]),
-            'right order of two': share([x for told, true in understood for x in _in_order(told, true)]),
-            'everything right': share([told == true for told, true in understood])}
+    return {'understood': _share([told is not None for told, _ in read]),
+            'kinds told that are there': _share([k in true for told, true in kinds for k in told]),
+            'kinds there that are told': _share([k in told for told, true in kinds for k in true]),
+            'right count': _share([a.count == b.count for a, b in both if a.kind not in TEXTURES]),
+            'right distance, where told': _share([a.distance == b.distance for a, b in both if b.distance]),
+            'right order of two': _share([x for told, true in understood for x in _in_order(told, true)]),
+            'everything right': _share([told == true for told, true in understood])}
 
 def _in_order(told, true)->list[bool]: # for each two kinds in different slots of both
     slot = [{e.kind: k for k, s in enumerate(d) for e in s} for d in (told, true)]
@@ -274,5 +276,6 @@ def nearest_sentences(said:list[str], captions:list[list[str]], encoder:Encoder)
         return nn.functional.normalize(encoder(*(x.to(device) for x in encoder.tokenize(sentences))).pooled, dim=-1)
     told = vectors(said)
     each = [vectors(c) for c in captions]
-    near = lambda shift: sum(float((each[(k + shift) % len(each)] @ t).max()) for k, t in enumerate(told)) / len(said)
+    def near(shift): # the clip so many further down the list
+        return sum(float((each[(k + shift) % len(each)] @ t).max()) for k, t in enumerate(told)) / len(said)
     return {'nearest caption of its clip': near(0), 'of another clip': near(len(each) // 2)}

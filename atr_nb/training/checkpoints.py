@@ -37,6 +37,10 @@ def save_weights(path:str|Path, model:nn.Module, identity:str)->None:
         seal(part)
 
 # %% ../../nbs/training/52_checkpoints.ipynb #e7fd6cc9
+def _few(names:list[str])->str: # the first three of them
+    if not names: return 'nothing'
+    return ', '.join(sorted(names)[:3]) + (', ...' if len(names) > 3 else '')
+
 def load_weights(
     path:str|Path,
     model:nn.Module, # filled in place, on whatever device it is
@@ -52,9 +56,8 @@ def load_weights(
     except RuntimeError as e:
         raise CheckpointError(f"{path} does not fit {type(model).__name__}: {str(e).splitlines()[1].strip()}") from e
     if missing or unexpected:
-        few = lambda names: ', '.join(sorted(names)[:3]) + (', ...' if len(names) > 3 else '') if names else 'nothing'
         raise CheckpointError(f"{path} does not fit {type(model).__name__}: "
-                              f"the file lacks {few(missing)} and has {few(unexpected)} too many")
+                              f"the file lacks {_few(missing)} and has {_few(unexpected)} too many")
     return model
 
 # %% ../../nbs/training/52_checkpoints.ipynb #a3d7ad16

@@ -134,7 +134,7 @@ def check_method(
     pairs:Pairs|None=None, # made-up clips and captions; None: `noise_pairs`
     )->dict: # 'loss / chance', 'differences', 'gradients', 'learned (R@1)', 'curve'
     "Try a method on noise. AssertionError that names the method and what does not hold."
-    fresh = lambda: make(Precomputed(AUDIO, 'mean+max'), Precomputed(TEXT, 'mean'))
+    def fresh(): return make(Precomputed(AUDIO, 'mean+max'), Precomputed(TEXT, 'mean'))
     torch.manual_seed(0)
     model, pairs = fresh(), pairs or noise_pairs()
     found = {'loss / chance': round(knows_nothing(model, pairs, chance), 2)}

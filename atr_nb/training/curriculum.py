@@ -171,10 +171,10 @@ class MinedBatches:
             raise ValueError(f"MinedBatches: batch_size={batch_size}; a batch of one has nothing to be compared with")
         if len(vectors) < batch_size:
             raise ValueError(f"MinedBatches: {len(vectors)} samples do not fill one batch of batch_size={batch_size}; "
-                             "use a smaller batch_size or more data")
+                             f"use batch_size={len(vectors)} or less, or more data")
         if pool < batch_size:
             raise ValueError(f"MinedBatches: pool={pool} candidates cannot fill a batch of {batch_size}; "
-                             "use a larger pool")
+                             f"use pool={batch_size} or more")
         if not vectors.isfinite().all():
             raise ValueError("MinedBatches: the vector of sample "
                              f"{int((~vectors.isfinite().all(1)).int().argmax())} is not a number")

@@ -46,7 +46,7 @@ def _hinges(similarity:Tensor, margin:float, clip_ids:Tensor|None
     "What each negative falls short of the margin; 0 for other pairs."
     s, negative = _prepared(similarity, clip_ids)
     right = s.diagonal()
-    cost = lambda reference: (margin + s - reference).clamp(min=0).masked_fill(~negative, 0)
+    def cost(reference): return (margin + s - reference).clamp(min=0).masked_fill(~negative, 0)
     return cost(right[:, None]), cost(right[None])
 
 # %% ../../nbs/training/50_losses.ipynb #00364918

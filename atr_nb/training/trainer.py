@@ -201,7 +201,7 @@ def run_stage(job:Job, state:dict, accelerator:Accelerator)->None:
     "Run what is left of the current stage; leave its best weights in the model and in `stageK.safetensors`."
     model, k = job.model, state['stage']
     stage = job.recipe.stages[k]
-    save = lambda: save_checkpoint(job.folder/'state.pt', job.identity, **state, model=model.state_dict())
+    def save(): save_checkpoint(job.folder/'state.pt', job.identity, **state, model=model.state_dict())
     adam = torch.optim.Adam(apply_stage(model, stage), lr=stage.lr, fused=True)
     scheduler = stage.scheduler(adam, len(job.train) // job.recipe.batch_size)
     optimizer = accelerator.prepare(adam)
