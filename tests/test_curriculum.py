@@ -62,7 +62,7 @@ def test_a_function_of_seed_and_epoch(how):
     assert not same(first.batches(4), first.batches(5)) and not same(first.batches(4), MinedBatches(cloud(200), 16, how, seed=2).batches(4))
 
 
-def test_what_is_dropped_is_drawn_by_lot():
+def test_what_is_dropped_is_sampled_at_random():
     dropped = [set(range(70)) - set(torch.cat(mine(cloud(70), 16, 'hard', 0, epoch=e)).tolist()) for e in range(12)]
     assert all(len(d) == 6 for d in dropped) and len(set.union(*dropped)) > 25
 

@@ -1,4 +1,4 @@
-"Sounds of one's own, through the door: folders as data sets, with a split column and by lot, good ones and bad ones."
+"Sounds of one's own, through the door: folders as data sets, with a split column and without, good ones and bad ones."
 import os
 import re
 import subprocess
@@ -82,7 +82,7 @@ def test_a_size_is_a_limit(project):
     def size(n): return open_split(load(datasets='folder:sounds', train_size=n, val_size=n), 'folder:sounds', 'train')
     few, more = size(5), size(12)
     assert len(few) == 5 and set(few.ids) < set(more.ids) and len(size(0)) == len(size(1000)) == 20
-    assert few.note == '5 of 20 clips, by lot (train_size=5)' and size(0).note == ''
+    assert few.note == '5 of 20 clips, sampled with a fixed seed (train_size=5)' and size(0).note == ''
     change(folder, 39, caption='Changed.') # a clip of another split changes neither data nor run
     assert size(5).manifest_hash == few.manifest_hash
 
@@ -189,7 +189,7 @@ def test_nothing_falls_to_a_split(paper, project, capsys):
     folder = fill(project/'sounds', n=3, split=False)
     lost = next(s for s in ('train', 'val', 'test') if s not in Folder(folder).sizes)
     assert ask() == 2
-    assert f"has no split '{lost}'" in (said := capsys.readouterr().err) and 'without one the lot decides' in said
+    assert f"has no split '{lost}'" in (said := capsys.readouterr().err) and 'without one a fixed random split is used' in said
 
 
 def test_what_was_heard_is_not_heard_again(project, monkeypatch):
@@ -283,7 +283,7 @@ def test_names_with_markup_are_text_in_every_page(paper, project):
         assert 'folder:Küche-2024-b-x-q-1' in page and 'folder:plain' in page, name
         assert '<script>alert' not in page and '<img src=x' not in page and '<b>$x$' not in page, name
     assert '&lt;script&gt;alert' in pages['index.html']
-    assert 'own recordings: not comparable' in pages['tables.md'] and 'train: 16 of 20 clips, by lot (train_size=16)' in pages['tables.md']
+    assert 'own recordings: not comparable' in pages['tables.md'] and 'train: 16 of 20 clips, sampled with a fixed seed (train_size=16)' in pages['tables.md']
     assert 'embedded scenes: captions are ours' in pages['tables.md']
     assert nbformat.read(folder/'notebook.ipynb', 4).metadata.papermill.parameters['datasets'] == [f'folder:{ODD}', 'scenes-dense', 'folder:plain']
 

@@ -177,7 +177,7 @@ class RandomBatches:
         if batch_size < 1: raise ValueError(f"batch_size={batch_size}; a batch needs at least one pair")
         if n < batch_size:
             raise ValueError(f"{n} captions do not fill one batch of batch_size={batch_size}; "
-                             "use a smaller batch_size or more data")
+                             f"use batch_size={n} or less, or more data")
         self.n, self.batch_size, self.seed = n, batch_size, seed
 
     def __len__(self)->int: return self.n // self.batch_size # batches in an epoch

@@ -10,7 +10,7 @@ from pathlib import Path
 
 # %% auto #0
 __all__ = ['AUDIO_SUFFIXES', 'Span', 'LONGEST', 'WINDOW', 'ALIASES', 'SHARES', 'sounds_in', 'windows', 'part_name', 'usual_split',
-           'lot', 'drawn_split', 'take']
+           'uniform', 'drawn_split', 'take']
 
 # %% ../../nbs/data/11_folders.ipynb #18855439
 AUDIO_SUFFIXES = ('.wav', '.flac', '.ogg', '.opus', '.mp3')
@@ -60,7 +60,7 @@ def usual_split(said:str)->str:
 # %% ../../nbs/data/11_folders.ipynb #fa4f010c
 SHARES = dict(train=0.8, val=0.1, test=0.1)
 
-def lot(
+def uniform(
     name:str, # what is drawn for
     what:str, # what is drawn, so that two draws for one name are independent
     )->float: # at least 0, below 1
@@ -71,7 +71,7 @@ def drawn_split(
     group:str, # the name of what must stay together
     )->str: # train, val or test
     "The split that is drawn for a group."
-    drawn, border = lot(group, 'split'), 0.
+    drawn, border = uniform(group, 'split'), 0.
     for split, share in SHARES.items():
         border += share
         if drawn < border: return split
@@ -83,9 +83,9 @@ def take(
     counts:list[int], # what each of them counts: its captions, or one
     most:int, # so much in all; 0: no limit
     )->list[int]: # positions in `ids`, in their order; at least one
-    "The clips with the lowest numbers drawn by `lot`, as many as the limit allows."
+    "The clips with the lowest numbers from `uniform`, as many as the limit allows."
     if not most: return list(range(len(ids)))
-    order = sorted(range(len(ids)), key=lambda i: lot(ids[i], 'size'))
+    order = sorted(range(len(ids)), key=lambda i: uniform(ids[i], 'size'))
     kept = total = 0
     for i in order:
         total += counts[i]
