@@ -282,13 +282,15 @@ class Folder(Files):
         self.sizes = dict(Counter(clips.split)) # clips of each split
         if split not in ('all', *self.sizes): raise ValueError(
             f"{folder} has no split {split!r}; it has {', '.join(map(repr, sorted(self.sizes)))}. A column "
-            "'split' of metadata.csv says which clip belongs where; without one a fixed random split is used, and more clips help")
+            "'split' of metadata.csv says which clip belongs where; without one a fixed random split is used, and more "
+            'clips help')
         its = clips if split == 'all' else clips[clips.split == split]
         kept = its.iloc[take(list(its.id), [len(c) if split == 'train' else 1 for c in its.captions], most)]
         captions = list(kept.captions) if captioned else None
         super().__init__(name or folder.resolve().name, split, list(kept.id), captions, list(kept.path),
                          spans=list(kept.span))
-        if len(kept) < len(its): self.note = f"{len(kept):,} of {len(its):,} clips, sampled with a fixed seed ({split}_size={most})"
+        if len(kept) < len(its):
+            self.note = f'{len(kept):,} of {len(its):,} clips, sampled with a fixed seed ({split}_size={most})'
 
     def audio(self, i:int, sample_rate:int)->Tensor: # float32 (samples,)
         if self.spans[i] is None and (seconds := self.duration(i)) > LONGEST: raise AudioError(
