@@ -23,7 +23,8 @@ from filelock import FileLock, Timeout
 from atr_nb.data import features
 from atr_nb.files import load_json
 from atr_nb.results import runs
-from atr_nb.results.records import Records, load_ranks, load_records
+from atr_nb.results.logbook import Logbook
+from atr_nb.results.records import load_ranks, load_records
 from atr_nb.settings import load
 
 ATR = str(Path(sys.executable).with_name('atr-nb'))
@@ -42,8 +43,8 @@ jobs = 2
 [embedded]
 '''
 CELL = '''from atr_nb.settings import from_parameters
-from atr_nb.results.records import Records
-lab = Records(from_parameters(globals()), 'baseline')
+from atr_nb.results.logbook import Logbook
+lab = Logbook(from_parameters(globals()), 'baseline')
 plan = {str(seed): dict(dataset='scenes-sparse', seed=seed) for seed in lab.settings.seeds}
 lab.ahead(plan, 'runs')
 for what in plan.values(): lab.run('main', 'NT-Xent', **what)
@@ -125,7 +126,7 @@ def damage(file, lot):
 def again(folder):
     "The numbers of the same run in a process that has opened nothing yet, as far as the cache knows"
     features._opened.clear()
-    lab = Records(load(cache=str(folder/'cache'), runs=str(folder/'runs'), out=str(folder/'reports')), 'baseline')
+    lab = Logbook(load(cache=str(folder/'cache'), runs=str(folder/'runs'), out=str(folder/'reports')), 'baseline')
     for seed in lab.settings.seeds: lab.run('main', 'NT-Xent', 'scenes-sparse', seed)
     lab.save()
 
@@ -159,7 +160,7 @@ def small(undisturbed, tmp_path, monkeypatch):
     "Build labs with the features of the undisturbed project and runs of their own, each as in a process that has made nothing yet"
     project(tmp_path)
     monkeypatch.chdir(tmp_path)
-    return lambda: Records(load(cache=str(undisturbed[0]/'cache'), runs=str(tmp_path/'runs'), epochs=3), 'baseline')
+    return lambda: Logbook(load(cache=str(undisturbed[0]/'cache'), runs=str(tmp_path/'runs'), epochs=3), 'baseline')
 
 
 @pytest.mark.parametrize('make', [make_run, make_trial])

@@ -112,7 +112,7 @@ def test_a_sentence_does_not(package, parts, module):
 
 
 def test_every_module_that_can_change_a_number_is_tried():
-    aside = 'settings cli pages files figures notebooks processes __init__ _modidx results.records results.tables results.claims results.report results.published results.experiment '
+    aside = 'settings cli pages files figures notebooks processes __init__ _modidx results.logbook results.records results.tables results.claims results.report results.published results.experiment '
     aside += 'results.auxiliary results.cost results.hearing results.levels results.compare results.choices results.plan '
     aside += 'training.checks evaluation.significance methods.__init__ '
     aside += 'methods.baseline methods.cmlf methods.hci_ac methods.tha_dcr methods.diffatr evaluation.calibration alignment.segments alignment.factors alignment.cross '
@@ -123,7 +123,7 @@ def test_every_module_that_can_change_a_number_is_tried():
     assert modules - set(aside.split()) == set(RUN)
 
 
-@pytest.mark.parametrize('module', ['results.records', 'results.tables', 'results.experiment'])
+@pytest.mark.parametrize('module', ['results.logbook', 'results.records', 'results.tables', 'results.experiment'])
 def test_where_a_run_is_noted_does_not_determine_it(module):
     "Neither that of a plain run nor that of one with auxiliary captions, whose address holds the code of `auxiliary` as well"
     assert f'atr_nb.{module}' not in files._reached(['atr_nb.results.runs', 'atr_nb.results.auxiliary'])

@@ -11,7 +11,7 @@ from atr_nb.evaluation.metrics import ranks_hash
 from atr_nb.files import save_arrays, sealed, write_file
 from atr_nb.results import claims as C, published as P, records as K, report as R, tables as T
 from atr_nb.results.experiment import Experiment
-from atr_nb.results.records import Records
+from atr_nb.results.logbook import Logbook
 from atr_nb.settings import load
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -205,7 +205,7 @@ def test_damaged_ranks_are_refused(tmp_path):
 
 def test_ties_count_alike_in_metrics_and_claims(tmp_path):
     "From scores to files to verdicts: a constant matrix and doubled clips are judged, and by the numbers in the records"
-    lab = Records(load('smoke', cache=str(tmp_path/'cache'), out=str(tmp_path/'reports')), 'baseline')
+    lab = Logbook(load('smoke', cache=str(tmp_path/'cache'), out=str(tmp_path/'reports')), 'baseline')
     clips = Scenes('sparse', 'test', 32)
     lab.add(Pairs(range(32), range(160), clips.clip_of_caption, clips))
     noisy = torch.randn(32, 160, generator=torch.Generator().manual_seed(0))

@@ -13,7 +13,7 @@ import atr_nb
 from fastcore.basics import patch
 from ..files import Damaged, sealed, unsealed, write_file
 from ..methods import names
-from .records import Records
+from .logbook import Logbook
 from .runs import TRIAL, Runs
 from .setup import Setup
 from ..settings import Settings
@@ -61,7 +61,7 @@ def as_row(
     method:str,
     values:dict, # option -> value, as drawn or chosen
     **fixed, # further options, which are not tried; they take precedence over `values`
-    )->dict: # arguments of `Runs.trial` and `Records.run`
+    )->dict: # arguments of `Runs.trial` and `Logbook.run`
     "A setting as options and recipe. Values that the method's class does not take are ignored here."
     known = inspect.signature(import_module(f'atr_nb.methods.{method}').Method).parameters
     options = {name: value for name, value in values.items() if name in known} | fixed
@@ -89,7 +89,7 @@ def _check_grid(file:Path, question:dict)->None:
 class Search:
     "The trials of one method, on all datasets of the settings, with one seed."
     def __init__(self,
-        lab:Records, # whose folder the trials are written to
+        lab:Logbook, # whose folder the trials are written to
         method:str,
         choices:dict[str, tuple]|None=None, # None: what the method declares
         n:int=12, # trials
@@ -199,7 +199,7 @@ def trials_figure(
 REPORTS = Path(atr_nb.__file__).resolve().parents[1]/'reports'
 
 def write_chosen(
-    lab:Records,
+    lab:Logbook,
     searches:dict[str, tuple[Search, pd.DataFrame]], # method -> its search and its trials
     )->dict: # method -> trial, values, score, first
     "Write `chosen.json`: for each method the winning trial, its values, its score and that of trial 0."

@@ -17,7 +17,8 @@ from .published import published
 from .report import Examples, save_examples, save_figure
 from . import claims, tables
 from .claims import Claim, Verdicts, judge_all, write_claims
-from .records import Records, load_ranks, place_of
+from .logbook import Logbook
+from .records import load_ranks, place_of
 from .setup import Setup
 from .tables import Table, tables_of, write_tables
 from ..settings import Settings
@@ -42,14 +43,14 @@ class Findings(list):
         return '\n'.join(lines) + '\n'
 
 # %% ../../nbs/results/74_experiment.ipynb #7470398e
-Row = dict | Callable[[str, int], dict] # arguments of `Records.run`; or a function of dataset and seed to them
+Row = dict | Callable[[str, int], dict] # arguments of `Logbook.run`; or a function of dataset and seed to them
 
 def _of(row:Row, dataset:str, seed:int)->dict: return row(dataset, seed) if callable(row) else row
 
 PUBLISHED = dict(options=dict(loss='nt_xent')) # a row: the baseline as its paper recommends it, the settings' recipe
 
 # %% ../../nbs/results/74_experiment.ipynb #a4d8f842
-class Experiment(Records):
+class Experiment(Logbook):
     "The runs of one paper with its tables, figures, verdicts and findings."
     def __init__(self,
         settings:Settings,
@@ -90,7 +91,7 @@ class Experiment(Records):
 # %% ../../nbs/results/74_experiment.ipynb #bea03197
 @patch
 def _sweep_all(self:Experiment,
-    sweeps:list[tuple], # (table, rows, (row, arguments of `Records.run`) of each run)
+    sweeps:list[tuple], # (table, rows, (row, arguments of `Logbook.run`) of each run)
     desc:str,
     )->None:
     "Make all missing runs, several at a time, and record all of them."
@@ -276,7 +277,7 @@ def with_curriculum(
     guard:float|None=0.95, # see `mined`
     shares:tuple=SHARES, # of the epochs for each stage
     setup:Setup|None=None, # other encoders
-    )->dict: # arguments for `Records.run`
+    )->dict: # arguments for `Logbook.run`
     "A row for `sweep`: a method trained in 3CMLF's three stages, with mined batches."
     recipe = cmlf_recipe((setup or lab).model(method, options or {}, seed), recipe or lab.recipe(), bool(teacher),
                          shares)
