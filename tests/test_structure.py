@@ -191,6 +191,24 @@ def test_reports_name_no_machine(path):
     assert not re.findall(MACHINE, path.read_text(encoding='utf-8')), 'a path of the machine it ran on'
 
 
+def broken_paragraphs(source):
+    "Lines of Markdown that go on from the line before; fenced code and formulas, tables, headings and items of a list aside"
+    text = re.sub(r'^```.*?^```|^\$\$.*?\$\$', '', source, flags=re.M | re.S).split('\n')
+    return [line for before, line in zip(text, text[1:]) if before.strip() and line.strip()
+            and not re.match(r'\s*[#|>]', before) and not re.match(r'\s*([*+-] |\d+\. |[#|>])', line)]
+
+
+@pytest.mark.parametrize('source, found', [
+    ('one\ntwo', ['two']), ('* one\n  two', ['  two']), ('one\n\ntwo', []), ('* one\n* two', []), ('1. one\n2. two', []),
+    ('# one\ntwo', []), ('| a |\n|---|\n| b |', []), ('```\na\nb\n```', []), ('$$a\n+ b\n= c$$', [])])
+def test_what_a_broken_paragraph_is(source, found): assert broken_paragraphs(source) == found
+
+
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=name_of)
+def test_a_paragraph_is_one_line(path):
+    assert not [line for c in cells(path, 'markdown') for line in broken_paragraphs(c.source)]
+
+
 @pytest.mark.parametrize('path', [p for p in NOTEBOOKS if exported(p)], ids=name_of)
 def test_more_words_than_code(path):
     words = sum(len(c.source.split()) for c in cells(path, 'markdown'))
