@@ -73,9 +73,12 @@ class Confidence(nn.Module):
         g:Tensor, # weights of frames (A, K, C), 0 at padding
         )->Tensor: # (n, A, C)
         most = AT_A_TIME[audio.device.type] // text.shape[1] # pairs in a group
-        some = max(1, min(most, len(text))) # captions in it
-        rows = [torch.cat([self._of_group(a, t, w) for t, w in zip(text.split(some), weights.split(some, 2))], 1)
-                for a, weights in zip(*(x.split(max(1, most // some)) for x in (audio, g)))]
+        captions = max(1, min(most, len(text))) # of a group
+        clips = max(1, most // captions)
+        rows = []
+        for some, weights in zip(audio.split(clips), g.split(clips)):
+            groups = zip(text.split(captions), weights.split(captions, 2))
+            rows.append(torch.cat([self._of_group(some, t, w) for t, w in groups], 1))
         found = torch.cat(rows).movedim(2, 0)
         return found.softmax(0) if self.bounded else found
 
