@@ -150,6 +150,7 @@ class Encoder(nn.Module):
     frame_seconds:float|None = None # from one token to the next; None: tokens have no place in time
     longest_seconds:float|None = None # of the longest clip that it takes; None: clips of any length
     level_widths:tuple[int,...] = () # of the block outputs that it returns as levels
+    precision:str = 'float32' # in which it computes outside of training, or 'bfloat16'
 
     def forward(self, x:Tensor, mask:Tensor|None=None)->Encoded: raise NotImplementedError # mask: True where x is valid
 
@@ -161,7 +162,7 @@ class Encoder(nn.Module):
         "Hash of everything that decides what the encoder computes; here: name, weights and buffers."
         return weights_hash(self.name, self)
 
-    def faster(self)->Encoder: return self # or a frozen copy that computes the same faster
+    def faster(self, precision:str='float32')->Encoder: return self # or a frozen copy that computes faster
 
     def stand_in(self)->Encoder:
         "The module that replaces this encoder in a model when its tokens are stored."

@@ -57,6 +57,7 @@ def together(
     tasks:dict[str, Callable[[], object]], # what it is -> what to do; each leaves its result in files
     jobs:int, # processes at a time
     bar:tqdm, # advanced when a task has ended
+    all_or_none:bool=False, # begin no further task when one has failed, and stop those that run
     )->set[str]: # what is done
     "Do tasks, several at a time. One whose process fails is left undone, and the next caller does it again."
     if jobs < 2 or len(tasks) < 2:
@@ -65,10 +66,10 @@ def together(
             task()
             bar.update()
         return set(tasks)
-    with TemporaryDirectory() as folder: return _in_processes(tasks, jobs, bar, Path(folder))
+    with TemporaryDirectory() as folder: return _in_processes(tasks, jobs, bar, all_or_none, Path(folder))
 
 # %% ../nbs/05_processes.ipynb #0884ff4f
-def _in_processes(tasks:dict, jobs:int, bar:tqdm, folder:Path)->set[str]:
+def _in_processes(tasks:dict, jobs:int, bar:tqdm, all_or_none:bool, folder:Path)->set[str]:
     waiting, running, done = list(enumerate(tasks.items())), {}, set() # running: child -> name and file of its output
     try:
         while waiting or running:
@@ -81,6 +82,7 @@ def _in_processes(tasks:dict, jobs:int, bar:tqdm, folder:Path)->set[str]:
             for child in [c for c in running if c.sentinel in ended]:
                 name, said = running.pop(child)
                 if _succeeded(child, name, said): done.add(name)
+                elif all_or_none: return done
                 bar.update()
     finally:
         for child in running: child.terminate()

@@ -58,7 +58,8 @@ class Settings(_Shown):
     seeds:tuple[int,...] = (0, 1, 2) # for the main tables
     ablation_seeds:tuple[int,...] = (0,) # for everything else
     device:str = 'auto' # cpu, mps, cuda (the first GPU), cuda:N, or auto (cuda where there is one, else cpu)
-    precision:str = 'no' # mixed precision: no, bf16 or fp16; a CPU has no fp16
+    precision:str = 'no' # mixed precision of training: no, bf16 or fp16; a CPU has no fp16
+    feature_precision:str = 'auto' # frozen convolutions: float32, bfloat16, or auto (the quicker one, table 20_panns)
     jobs:int = 0 # runs trained at once, where encoders are frozen and there is no GPU; 0: one per core, 8 at most
     cache:Path = Path('~/.cache/atr_nb') # encoder features: safe to delete, they are computed again
     runs:Path = Path('~/.local/share/atr_nb/runs') # trained models and records: without them, all is trained again
@@ -109,7 +110,7 @@ _rules = dict(
     patience=_whole(0, 10**6, ' (0 means never stop early)'),
     learning_rate=(lambda v: isfinite(v) and v > 0, 'a number above 0'), seeds=_seeds, ablation_seeds=_seeds,
     device=(lambda v: re.fullmatch(r'auto|cpu|mps|cuda(:\d+)?', v), 'auto, cpu, mps, cuda or cuda:N'),
-    precision=_one_of('no', 'bf16', 'fp16'),
+    precision=_one_of('no', 'bf16', 'fp16'), feature_precision=_one_of('auto', 'float32', 'bfloat16'),
     jobs=_whole(0, 256, ' (0 means one per core, 8 at most)'),
     captions=(lambda v: v is None or v.is_file(), 'a file that exists'),
     captions_seen=(lambda v: set(v) <= {'train', 'val', 'test'}, 'none, one or more of train, val, test'),

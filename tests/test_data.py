@@ -183,8 +183,8 @@ def test_the_one_that_waits_takes_over_from_a_killed_one(tmp_path, smooth):
     os.kill(a.pid, signal.SIGKILL); a.wait()
     assert 0 < int(b.communicate()[0]) < 40 and files(tmp_path) == smooth
 
-def test_workers_change_nothing(tmp_path, smooth):
-    audio_features(Tones(), Ear(), tmp_path, batch_seconds=5, shard=5, workers=2)
+def test_two_processes_make_the_same_bytes(tmp_path, smooth):
+    audio_features(Tones(), Ear(), tmp_path, batch_seconds=5, shard=5, jobs=2)
     assert files(tmp_path) == smooth
 
 def test_full_disk(tmp_path, smooth):

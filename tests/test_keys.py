@@ -58,7 +58,7 @@ def package(tmp_path, monkeypatch):
 def setup_of(parts):
     "What a run's identity asks of a setup"
     scenes, ear, voice = parts
-    return SimpleNamespace(settings=replace(load('smoke'), root=ROOT), fingerprints=(ear.fingerprint(), voice.fingerprint()), clips=lambda dataset, split: scenes, device=torch.device('cpu'))
+    return SimpleNamespace(settings=replace(load('smoke'), root=ROOT), fingerprints=(ear.fingerprint(), voice.fingerprint()), extractor=ear, clips=lambda dataset, split: scenes, device=torch.device('cpu'))
 
 
 def keys(parts):
@@ -139,6 +139,14 @@ def test_a_constant_of_its_base_changes_the_address_of_a_method(package, parts, 
     assert address() != before
 
 
+def test_the_precision_of_features_counts(parts):
+    scenes, ear, voice = parts
+    half = ear.faster('bfloat16')
+    assert half.fingerprint() == ear.fingerprint() # so the key must hold it besides
+    before, after = keys(parts), keys((scenes, half, voice))
+    assert {k for k in before if before[k] != after[k]} == {'sound', 'run'}
+
+
 def test_weights_assets_and_vocabulary_count(parts):
     _, ear, voice = parts
     before = ear.fingerprint(), voice.fingerprint()
@@ -182,7 +190,7 @@ def test_the_lexicon_is_the_file_that_is_hashed():
 
 
 @pytest.mark.parametrize('module, old, new', [
-    ('encoders/panns', 'm.mean(3)', 'm.amax(3)'), ('data/scenes', 'freq/900', 'freq/1500'), ('data/scenes', '0.1 / blocks', '0.2 / blocks')])
+    ('encoders/panns', '.mean(3)', '.amax(3)'), ('data/scenes', 'freq/900', 'freq/1500'), ('data/scenes', '0.1 / blocks', '0.2 / blocks')])
 def test_edits_that_left_every_key_as_it_was(package, parts, module, old, new):
     path = (package/module).with_suffix('.py')
     assert path.read_text().count(old) == 1
@@ -198,5 +206,5 @@ def test_through_a_copy_of_the_package(tmp_path):
     script = 'from atr_nb.files import code_hash; print(code_hash("atr_nb.encoders.aisfx"))'
     run = lambda: subprocess.run([sys.executable, '-c', script], env=os.environ | dict(PYTHONPATH=str(tmp_path)), cwd=tmp_path, capture_output=True, text=True, check=True)
     before, path = run().stdout, tmp_path/'atr_nb'/'encoders'/'panns.py'
-    path.write_text(path.read_text().replace('m.mean(3)', 'm.amax(3)'))
+    path.write_text(path.read_text().replace('.mean(3)', '.amax(3)'))
     assert run().stdout != before

@@ -6,6 +6,7 @@
 from __future__ import annotations
 import math, os, shutil
 from collections.abc import Callable
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 import numpy as np
@@ -13,13 +14,13 @@ import torch
 from filelock import FileLock
 from safetensors.numpy import load_file, save_file
 from torch import nn, Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 from .audio import check_audio
 from .datasets import Clips
 from ..files import (BLANK, Damaged, atomic, code_hash, hash_file, hash_json, intact, load_json,
     save_json, seal)
 from ..model import Encoded, Encoder, mask_of
+from ..processes import together
 
 # %% auto #0
 __all__ = ['Features', 'feature_facts', 'plan_batches', 'plan_shards', 'to_rows', 'check_entry', 'build', 'encode_shards',
@@ -70,11 +71,9 @@ def feature_facts(
     dtype:str, # of the stored numbers, 'float16' or 'float32'
     )->dict: # what determines the features, for a key and for people
     "Everything a cache entry depends on."
-    front = dict(sample_rate=encoder.sample_rate, frame_seconds=encoder.frame_seconds)
-    precision = str(next((p.dtype for p in encoder.parameters()), torch.float32)).removeprefix('torch.')
     return dict(kind=kind, content=content, encoder=encoder.name, fingerprint=encoder.fingerprint(),
-        width=encoder.width, **front, precision=precision, dtype=dtype,
-        code=code_hash('atr_nb.data.features', type(encoder)))
+        width=encoder.width, sample_rate=encoder.sample_rate, frame_seconds=encoder.frame_seconds,
+        precision=encoder.precision, dtype=dtype, code=code_hash('atr_nb.data.features', type(encoder)))
 
 # %% ../../nbs/data/14_features.ipynb #e607c9fa
 def plan_batches(
@@ -103,16 +102,15 @@ def plan_shards(
     return shards
 
 # %% ../../nbs/data/14_features.ipynb #bc4265b4
-def _check_item(name:str, tokens:Tensor, encoder:Encoder, dtype:str)->None: # valid tokens of one item (n, d)
-    if not len(tokens):
+def _refuse(name:str, encoder:Encoder, length:int, peak:float, dtype:str):
+    "Say what is wrong with the tokens of an item."
+    if not length:
         raise ValueError(f"{name}: shorter than one token of encoder {encoder.name!r}; leave it out of the dataset")
-    peak = tokens.abs().max().item()
     if not math.isfinite(peak):
         raise ValueError(f"{name}: encoder {encoder.name!r} returned a value that is not a number; "
                          "check the sound and the weights")
-    if peak > float(np.finfo(dtype).max):
-        raise ValueError(f"{name}: a feature of {peak:.0f} from encoder {encoder.name!r} does not fit {dtype}; "
-                         "use dtype='float32'")
+    raise ValueError(f"{name}: a feature of {peak:.0f} from encoder {encoder.name!r} does not fit {dtype}; "
+                     "use dtype='float32'")
 
 def to_rows(
     encoded:Encoded, # what the encoder made of a batch
@@ -125,8 +123,12 @@ def to_rows(
         raise ValueError(f"encoder {encoder.name!r} returns no tokens; there is nothing to cache")
     tokens = encoded.tokens.float().cpu()
     mask = mask_of(tokens, encoded.mask).cpu()
-    for name, own, valid in zip(names, tokens, mask): _check_item(name, own[valid], encoder, dtype)
-    return tokens[mask].numpy().astype(dtype), mask.sum(1).numpy()
+    lengths, peaks = mask.sum(1), tokens.abs().masked_fill(~mask.unsqueeze(-1), 0).amax((1, 2))
+    fine = (lengths > 0) & (peaks <= float(np.finfo(dtype).max)) # NaN is less than nothing
+    if not fine.all():
+        k = int(fine.int().argmin())
+        _refuse(names[k], encoder, int(lengths[k]), peaks[k].item(), dtype)
+    return tokens[mask].numpy().astype(dtype), lengths.numpy()
 
 # %% ../../nbs/data/14_features.ipynb #90e79797
 _opened = set() # entries that this process has checked or built
@@ -144,6 +146,7 @@ def build(
     facts:dict, # what determines it
     prepare:Callable, # () -> (shards, encode); encode(batches) yields (tokens (total, d), lengths) for each batch
     unit:str, # 'clip' or 'caption', for the progress bar
+    jobs:int, # shards at a time, each in a process of its own
     force:bool=False, # build it again, unless this process did already
     )->Features:
     "Open a cache entry; build it, or go on where a killed process stopped, if it is not there or damaged."
@@ -152,46 +155,41 @@ def build(
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(folder.name + '.lock')):
             if not usable(): # nobody else finished it while we waited
-                _build(folder, facts, prepare, unit)
+                _build(folder, facts, prepare, unit, jobs)
     _opened.add(folder)
     return Features.load(folder)
 
-def _build(folder, facts, prepare, unit):
+def _build(folder, facts, prepare, unit, jobs):
     part = folder.with_name(folder.name + '.part')
     part.mkdir(exist_ok=True)
     shards, encode = prepare()
     paths = [part/f"{k:05d}-{hash_json([b.tolist() for b in s])[:12]}.safetensors" for k, s in enumerate(shards)]
-    encode_shards(paths, shards, encode, unit, facts['encoder'])
+    encode_shards(paths, shards, encode, f"{facts['encoder']}: {unit}s", jobs)
     merge_shards(part/'whole', paths, shards, facts)
     shutil.rmtree(folder, ignore_errors=True) # a damaged one
     os.replace(part/'whole', folder)
     shutil.rmtree(part, ignore_errors=True)
 
 # %% ../../nbs/data/14_features.ipynb #f4204da0
-def _count(shards:list[list[np.ndarray]])->int: # items in some shards
-    return sum(len(batch) for shard in shards for batch in shard)
+def _write_shard(path:Path, shard:list[np.ndarray], encode:Callable)->None:
+    tokens, lengths = map(np.concatenate, zip(*encode(shard)))
+    with atomic(path) as file:
+        save_file(dict(tokens=tokens, lengths=lengths), file, metadata=dict(checksum=BLANK))
+        seal(file)
 
 def encode_shards(
     paths:list[Path], # the file of each shard
     shards:list[list[np.ndarray]], # its batches
     encode:Callable, # see `build`
-    unit:str, # for the progress bar
-    name:str, # for the progress bar
+    desc:str, # of the progress bar
+    jobs:int, # shards at a time
     )->None:
     "Write each shard that is not there yet."
-    todo = [(p, s) for p, s in zip(paths, shards) if not intact(p)]
-    total, missing = _count(shards), _count([s for _, s in todo])
-    with tqdm(total=total, initial=total - missing, unit=unit, desc=name, leave=False, delay=2) as bar:
-        results = encode([b for _, s in todo for b in s])
-        for path, shard in todo:
-            parts = []
-            for b in shard:
-                parts.append(next(results))
-                bar.update(len(b))
-            tokens, lengths = map(np.concatenate, zip(*parts))
-            with atomic(path) as file:
-                save_file(dict(tokens=tokens, lengths=lengths), file, metadata=dict(checksum=BLANK))
-                seal(file)
+    tasks = {f'{k + 1} of {len(paths)}': partial(_write_shard, path, shard, encode)
+             for k, (path, shard) in enumerate(zip(paths, shards)) if not intact(path)}
+    with tqdm(total=len(paths), initial=len(paths) - len(tasks), desc=desc, unit='shard', leave=False, delay=2) as bar:
+        done = together(tasks, jobs, bar, all_or_none=True)
+        together({name: task for name, task in tasks.items() if name not in done}, 1, bar)
 
 # %% ../../nbs/data/14_features.ipynb #d982cdb6
 def merge_shards(
@@ -237,22 +235,15 @@ def load_waves(
     return x, None if (n == n[0]).all() else torch.arange(x.shape[1]) < n[:,None]
 
 # %% ../../nbs/data/14_features.ipynb #ab4ddd27
-class _Waves:
-    "Batches of waveforms as a dataset, for `DataLoader`."
-    def __init__(self, clips, batches, sample_rate):
-        self.clips, self.batches, self.sample_rate = clips, batches, sample_rate
-    def __len__(self): return len(self.batches)
-    def __getitem__(self, k): return load_waves(self.clips, self.batches[k], self.sample_rate)
-
 def audio_features(
     clips:Clips, # the dataset
     encoder:Encoder, # a frozen audio encoder; left in evaluation mode on `device`
     cache:str|Path, # folder of all entries
     device:str|torch.device='cpu', # where the encoder runs
     batch_seconds:float=160., # most seconds of sound in a batch
-    workers:int=0, # processes that decode ahead
     dtype:str='float16', # 'float32' for features beyond 65,504
-    shard:int=256, # clips that a killed process loses at most
+    shard:int=64, # clips that a killed process loses at most
+    jobs:int=1, # shards at a time, each in a process of its own; more than one where `can_fork`
     force:bool=False, # compute them again, unless this process did already
     )->Features: # the frames of each clip, in the order of the dataset
     "The encoder's frames of every clip: from the cache, or computed now and kept there."
@@ -260,9 +251,8 @@ def audio_features(
     rate = encoder.sample_rate
 
     def encode(batches):
-        loader = DataLoader(_Waves(clips, batches, rate), batch_size=None, num_workers=workers,
-                            generator=torch.Generator())
-        for b, (x, mask) in zip(batches, loader):
+        for b in batches:
+            x, mask = load_waves(clips, b, rate)
             with torch.inference_mode(): out = encoder(x.to(device), None if mask is None else mask.to(device))
             yield to_rows(out, [f"clip {clips.ids[i]!r}" for i in b], encoder, dtype)
 
@@ -271,7 +261,7 @@ def audio_features(
         samples = np.array([round(clips.duration(i)*rate) for i in range(len(clips))])
         return plan_shards(plan_batches(samples, round(batch_seconds*rate)), shard), encode
 
-    return build(Path(cache)/f"audio-{hash_json(facts)[:20]}", facts, prepare, 'clip', force)
+    return build(Path(cache)/f"audio-{hash_json(facts)[:20]}", facts, prepare, 'clip', jobs, force)
 
 # %% ../../nbs/data/14_features.ipynb #36cc53ae
 def text_features(
@@ -281,7 +271,8 @@ def text_features(
     device:str|torch.device='cpu', # where the encoder runs
     batch_words:int=4096, # most tokens in a batch
     dtype:str='float16', # 'float32' for features beyond 65,504
-    shard:int=4096, # captions that a killed process loses at most
+    shard:int=1024, # captions that a killed process loses at most
+    jobs:int=1, # shards at a time, each in a process of its own; more than one where `can_fork`
     force:bool=False, # compute them again, unless this process did already
     )->Features: # the word states of each caption, in the order given
     "The encoder's token states of every caption: from the cache, or computed now and kept there."
@@ -300,5 +291,5 @@ def text_features(
                 yield to_rows(out, [f"caption {distinct[i]!r}" for i in b], encoder, dtype)
         return plan_shards(plan_batches(lengths, batch_words), shard), encode
 
-    return build(Path(cache)/f"text-{hash_json(facts)[:20]}", facts, prepare, 'caption',
+    return build(Path(cache)/f"text-{hash_json(facts)[:20]}", facts, prepare, 'caption', jobs,
                  force)[[rows[c] for c in captions]]

@@ -5,6 +5,7 @@
 # %% ../../nbs/encoders/20_panns.ipynb #0932e128
 from __future__ import annotations
 import copy
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 import numpy as np
@@ -17,7 +18,7 @@ from ..model import Encoded, Encoder, freeze
 
 # %% auto #0
 __all__ = ['FIELD', 'PASSED_OVER', 'hide', 'ConvBlock', 'ConvEncoder', 'Panns', 'Cnn10', 'Cnn14', 'BasicBlock', 'ResNet38',
-           'read_checkpoint', 'load_panns']
+           'read_checkpoint', 'load_panns', 'quick_precision']
 
 # %% ../../nbs/encoders/20_panns.ipynb #56bedc37
 def hide(
@@ -85,8 +86,10 @@ def _whole(self:ConvEncoder, waveform, mask)->Encoded:
     waveform = F.pad(waveform, (0, max(0, least - waveform.shape[1])))
     if lengths is not None: lengths = lengths.clamp(min=least)
     steps = None if lengths is None else 1 + lengths // self.hop
-    maps, steps = self.maps(hide(self.spectrum(waveform, lengths), steps), steps)
-    levels = tuple(m.mean(3).transpose(1, 2) for m in maps)
+    x = hide(self.spectrum(waveform, lengths), steps)
+    half = torch.autocast(x.device.type, torch.bfloat16) if self.precision == 'bfloat16' else nullcontext()
+    with half: maps, steps = self.maps(x, steps)
+    levels = tuple(m.to(x.dtype).mean(3).transpose(1, 2) for m in maps)
     tokens = levels[-1]
     if steps is None: steps = torch.full((len(tokens),), tokens.shape[1], device=tokens.device)
     mask = torch.arange(tokens.shape[1], device=tokens.device) < steps[:, None]
@@ -259,9 +262,17 @@ def load_panns(
     return model.eval()
 
 # %% ../../nbs/encoders/20_panns.ipynb #699ce5b0
+def quick_precision(
+    device:torch.device, # where an encoder will compute
+    )->str: # 'bfloat16' or 'float32'
+    "The quickest precision for the convolutions of a frozen encoder."
+    return 'bfloat16' if device.type == 'cpu' and torch.cpu.get_capabilities().get('avx512_bf16') else 'float32'
+
 @patch
-def faster(self:ConvEncoder)->ConvEncoder:
-    "A frozen copy that computes the same faster on a CPU."
+def faster(self:ConvEncoder,
+    precision:str='float32', # of the convolutions, or 'bfloat16'
+    )->ConvEncoder:
+    "A frozen copy that computes faster on a CPU: in float32 the same, in bfloat16 nearly."
     copied = freeze(copy.deepcopy(self)).to(memory_format=torch.channels_last)
-    copied.clip_by_clip = True
+    copied.clip_by_clip, copied.precision = True, precision
     return copied

@@ -94,11 +94,11 @@ Method = HCI # what `create('hci_ac', ...)` builds
 # %% ../../nbs/methods/63_hci_ac.ipynb #586d6da3
 @patch
 def encode_text(self:HCI, x:Tensor, mask:Tensor|None=None)->Encoded:
-    return _grouped(self.scaled(self.text(x, mask)), self.phrases)
+    return _grouped(TwoTower.encode_text(self, x, mask), self.phrases)
 
 @patch
 def encode_audio(self:HCI, x:Tensor, mask:Tensor|None=None)->Encoded:
-    if not (self.together or self.matching): return _grouped(self.scaled(self.audio(x, mask)), self.segments)
+    if not (self.together or self.matching): return _grouped(TwoTower.encode_audio(self, x, mask), self.segments)
     frames, frame_mask, words, word_mask = apart(x, mask, self.widths)
     audio, said = self.scaled(self.audio(frames, frame_mask)), self.scaled(self.text(words, word_mask))
     if self.together: audio = self._with_caption(audio, said)

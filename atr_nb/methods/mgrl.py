@@ -65,7 +65,7 @@ def turned(self:MGRL, text:Encoded)->Encoded: # with a level per head: sentences
 
 @patch
 def encode_text(self:MGRL, x:Tensor, mask:Tensor|None=None)->Encoded:
-    return self.turned(self.scaled(self.text(x, mask)))
+    return self.turned(TwoTower.encode_text(self, x, mask))
 
 @patch
 def _for_grain(self:MGRL, name:str, text:Encoded)->Encoded: # the captions as this grain sees them

@@ -142,13 +142,13 @@ def depth(self:THA, e:Encoded, name:str)->Encoded: # its tokens, without columns
 # %% ../../nbs/methods/64_tha_dcr.ipynb #0d0e5a52
 @patch
 def encode_audio(self:THA, x:Tensor, mask:Tensor|None=None)->Encoded: # levels: depths below the high one, the network's
-    e = self.scaled(self.audio(x, mask))
+    e = TwoTower.encode_audio(self, x, mask)
     if self.confidence: e.levels += (self.confidence.of_audio(e.tokens),)
     return e
 
 @patch
 def encode_text(self:THA, x:Tensor, mask:Tensor|None=None)->Encoded: # likewise
-    e = self.scaled(self.text(x, mask))
+    e = TwoTower.encode_text(self, x, mask)
     if self.confidence: e.levels += (self.confidence.of_text(e.pooled)[:, None],)
     return e if self.pairs else Encoded(e.pooled, levels=e.levels)
 

@@ -17,6 +17,7 @@ from huggingface_hub import ModelCard, ModelHubMixin
 from torch import Tensor
 from torch.nn import functional as F
 from ..data.audio import decode
+from ..encoders.panns import quick_precision
 from ..evaluation.metrics import retrieval_metrics
 from ..files import Damaged, check, code_hash, digest, hash_json, load_json, save_json, unsealed, weights_hash
 from ..methods import create
@@ -176,7 +177,7 @@ class Retriever(ModelHubMixin, library_name='atr_nb', license='apache-2.0', lang
     @cached_property
     def audio(self)->Encoder: # the fastest version, where it is frozen
         "The encoder of sound."
-        return self._open('audio').faster().to(self.device).eval()
+        return self._open('audio').faster(quick_precision(self.device)).to(self.device).eval()
 
     @cached_property
     def text(self)->Encoder: return self._open('text').to(self.device).eval()

@@ -26,7 +26,7 @@ from ..files import (BLANK, Damaged, atomic, check as check_file, code_hash, has
     load_json, save_arrays, save_json, seal)
 from ..methods import modules
 from ..model import RetrievalModel
-from ..processes import can_fork, together
+from ..processes import together
 from .setup import Setup, one_thread
 from ..settings import Settings
 from ..training.checkpoints import CheckpointError, load_weights
@@ -68,7 +68,9 @@ def peak_memory_mb(device:torch.device)->int:
 
 def circumstances(setup:Setup, seconds:float)->dict: # fields of a record
     "Where, with what and how long something was computed."
-    return dict(commit=commit(), versions=versions(), device=device_name(setup.device), seconds=round(seconds, 3),
+    device = device_name(setup.device)
+    if not setup.settings.finetune: device += f', features in {setup.extractor.precision}'
+    return dict(commit=commit(), versions=versions(), device=device, seconds=round(seconds, 3),
                 peak_memory_mb=peak_memory_mb(setup.device))
 
 # %% ../../nbs/results/70_runs.ipynb #750e1041
@@ -80,7 +82,8 @@ def _identity(setup:Setup, dataset:str, method:str, options:dict, recipe:Recipe,
               extra:dict, splits:tuple=SPLITS)->dict: # without 'test' where that split is not used
     s, (audio, text) = setup.settings, setup.fingerprints
     return dict(dataset=dataset, data={part: setup.clips(dataset, part).manifest_hash for part in splits},
-        audio=audio, text=text, finetune=s.finetune, precision=s.precision, width=s.width,
+        audio=audio, text=text, features=None if s.finetune else setup.extractor.precision,
+        finetune=s.finetune, precision=s.precision, width=s.width,
         method=method, options=options, recipe=asdict(recipe), seed=seed, extra=extra, device=setup.device.type,
         code=code_hash('atr_nb.results.runs', *modules(method, options), *map(type, samplers.values())))
 
@@ -234,13 +237,6 @@ def trial(self:Runs,
         return load_json(folder/'trial.json')
 
 # %% ../../nbs/results/70_runs.ipynb #3fd80b70
-@patch(as_prop=True)
-def jobs(self:Runs)->int: # 1 where encoders are fine-tuned, with a GPU, and where processes cannot be forked
-    "How many runs are trained at the same time."
-    s = self.settings
-    if s.finetune or self.device.type != 'cpu' or not can_fork(): return 1
-    return s.jobs or min(8, torch.get_num_threads())
-
 @patch
 def ahead(self:Runs,
     what:dict[str, dict], # what it is -> dataset, seed and the other arguments of `make` or of `trial`

@@ -13,8 +13,10 @@ from fastcore.basics import patch
 from ..data.batches import Pairs, Tokens, Waveforms
 from ..data.datasets import Clips
 from ..data.features import audio_features, text_features
+from ..encoders.panns import quick_precision
 from ..methods import create
 from ..model import Encoder, RetrievalModel
+from ..processes import can_fork
 from .opening import check, check_lengths, open_encoders, open_split
 from ..settings import Settings
 from ..training.recipe import Recipe, Stage
@@ -44,6 +46,18 @@ class Setup:
         audio, text = self.encoders
         return audio.fingerprint(), text.fingerprint()
 
+    @cached_property
+    def extractor(self)->Encoder: # of sound, frozen
+        wanted = self.settings.feature_precision
+        return self.encoders[0].faster(quick_precision(self.device) if wanted == 'auto' else wanted)
+
+    @property
+    def jobs(self)->int: # 1 where encoders are fine-tuned, with a GPU, and where processes cannot be forked
+        "How many processes work at the same time."
+        s = self.settings
+        if s.finetune or self.device.type != 'cpu' or not can_fork(): return 1
+        return s.jobs or min(8, torch.get_num_threads())
+
     def clips(self, dataset:str, split:str)->Clips: return self.pairs(dataset, split).clips
 
     def pairs(self, dataset:str, split:str)->Pairs:
@@ -59,8 +73,9 @@ def open_pairs(self:Setup, clips:Clips)->Pairs:
     (audio, text), s = self.encoders, self.settings
     check_lengths(clips, audio)
     if s.finetune: inputs = Waveforms(clips, audio.sample_rate), Tokens(clips.flat_captions, text)
-    else: inputs = (audio_features(clips, audio.faster(), s.cache, device=self.device, force=s.force),
-                    text_features(clips.flat_captions, text, s.cache, device=self.device, force=s.force))
+    else:
+        how = dict(cache=s.cache, device=self.device, jobs=self.jobs, force=s.force)
+        inputs = audio_features(clips, self.extractor, **how), text_features(clips.flat_captions, text, **how)
     return Pairs(*inputs, clips.clip_of_caption, clips)
 
 @patch
