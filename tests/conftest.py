@@ -21,6 +21,13 @@ def pytest_addoption(parser):
 def root(): return ROOT
 
 
+@pytest.fixture(scope='session')
+def features(tmp_path_factory):
+    "A cache of features for all tests, even those side by side: what is asked for twice is extracted once"
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base)/'features'
+
+
 @pytest.fixture
 def cpu_seconds():
     "The processor time of a command, the best of several: unlike the clock's, it hardly depends on what else the machine does"

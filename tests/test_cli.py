@@ -374,13 +374,6 @@ def test_settings(project, capsys):
 
 # The real thing, tiny
 
-@pytest.fixture(scope='session')
-def features(tmp_path_factory):
-    "Features of the smoke profile, extracted once for all papers, even if they are tested side by side"
-    base = tmp_path_factory.getbasetemp()
-    return (base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base)/'features'
-
-
 @pytest.mark.parametrize('name', list(cli.notebooks(ROOT/'nbs'/'reproduce')) or [pytest.param('', marks=pytest.mark.skip('no reproduction notebook yet'))])
 def test_reproduction_in_the_smoke_profile(name, tmp_path, features):
     folders = [f'--set=cache={features}', f"--set=runs={tmp_path/'runs'}"]

@@ -245,12 +245,12 @@ def test_cold_start(library, cpu_seconds):
 
 
 @pytest.mark.parametrize('method', ['tha_dcr', 'diffatr'])
-def test_methods_that_look_twice(library, tmp_path, method):
+def test_methods_that_look_twice(library, tmp_path, features, method):
     "Blocks of the text encoder are found by their fingerprint; a second look takes as many candidates as there are"
     from atr_nb.results.blocks import Blocks
     from atr_nb.results.logbook import Logbook
     from atr_nb.settings import load
-    places = {key: str(tmp_path/key) for key in ('cache', 'runs', 'out')}
+    places = dict(cache=str(features)) | {key: str(tmp_path/key) for key in ('runs', 'out')}
     lab = Logbook(load('smoke', **places, datasets='scenes-sparse', epochs=1), method)
     what = dict(setup=Blocks(lab)) if method == 'tha_dcr' else dict(options=dict(candidates=8))
     record = lab.run('main', method, 'scenes-sparse', 0, method=method, **what)
