@@ -45,11 +45,11 @@ def copy(root, tmp_path):
     return tmp_path, run
 
 
-def test_a_sixth_paper(copy):
+def test_a_sixth_paper(copy, features):
     folder, run = copy
     run(BIN/'nbdev-export')
     run(BIN/'nbdev-test', folder/'nbs'/'methods'/'66_sixth.ipynb')
-    given = [f'--set={key}={value}' for key, value in (SMALL | dict(cache='cache', runs='runs')).items()]
+    given = [f'--set={key}={value}' for key, value in (SMALL | dict(cache=features, runs='runs')).items()]
     run(BIN/'atr-nb', 'reproduce', '--profile', 'smoke', '--papers', 'sixth', *given)
 
     results = folder/'reports'/'smoke'/'sixth'
