@@ -34,15 +34,14 @@ def _place(page:Page): # index first, then by room, then as the notebooks say, t
     room = list(rooms).index(page.folder) if page.folder in rooms else len(rooms)
     return page.path != 'nbs/index.ipynb', room, page.order, page.path
 
-def _page(file:Path, root:Path)->Page:
-    return Page(**vars(about(file)), path=file.relative_to(root).as_posix())
+
 
 def house(
     root:Path, # the folder that holds nbs/
     )->list[Page]:
     "Every notebook under `nbs/`, in the order in which a reader would walk through them"
     files = [f for f in (root/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in f.parts]
-    return sorted((_page(f, root) for f in files), key=_place)
+    return sorted((Page(**vars(about(f)), path=f.relative_to(root).as_posix()) for f in files), key=_place)
 
 # %% ../nbs/79_pages.ipynb #48a74ea1
 def reproductions(root:Path)->list[Page]: # in their order
