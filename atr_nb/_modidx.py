@@ -1288,8 +1288,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'atr_nb.results.plan.Statement': ('results/plan.html#statement', 'atr_nb/results/plan.py'),
                                      'atr_nb.results.plan.Statement.__init__': ( 'results/plan.html#statement.__init__',
                                                                                  'atr_nb/results/plan.py'),
-                                     'atr_nb.results.plan.Statement.is_function': ( 'results/plan.html#statement.is_function',
-                                                                                    'atr_nb/results/plan.py'),
                                      'atr_nb.results.plan.Unknown': ('results/plan.html#unknown', 'atr_nb/results/plan.py'),
                                      'atr_nb.results.plan._Known': ('results/plan.html#_known', 'atr_nb/results/plan.py'),
                                      'atr_nb.results.plan._Known.__missing__': ( 'results/plan.html#_known.__missing__',

@@ -8,7 +8,7 @@ from argparse import ArgumentParser, HelpFormatter, Namespace
 from contextlib import contextmanager, suppress
 from pathlib import Path
 import atr_nb
-import errno, hashlib, json, os, re, signal, subprocess, sys, textwrap, time
+import errno, hashlib, json, logging, os, re, signal, subprocess, sys, textwrap, time, warnings
 from .notebooks import about, moved, read_notebook
 from .pages import readme, refresh
 from .settings import OWN, WITHOUT_EFFECT, Settings, find_ini, load, profiles
@@ -132,17 +132,16 @@ def alone(
     from filelock import FileLock, Timeout
     locks.mkdir(parents=True, exist_ok=True)
     lock = FileLock(locks/hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16])
-    try: lock.acquire(timeout=0)
+    try: held = lock.acquire(timeout=0)
     except Timeout:
         say(f'waiting for another process that writes to {folder}')
-        lock.acquire()
-    try: yield
-    finally: lock.release()
+        held = lock.acquire()
+    with held: yield
 
 # %% ../nbs/80_cli.ipynb #bb979d4e
 def _papermill(notebook, running, parameters, progress, cwd):
     from papermill import execute_notebook
-    import logging
+
     for noisy in ('papermill', 'asyncio'): logging.getLogger(noisy).setLevel(logging.CRITICAL) # what matters is raised
     execute_notebook(notebook, running, parameters, kernel_name='python3', language='python', cwd=cwd,
                      start_timeout=180,
@@ -377,7 +376,7 @@ def listed(args:Namespace)->int:
 @contextmanager
 def plainly():
     "Warnings as one line each, without the place in the code"
-    import warnings
+
     with warnings.catch_warnings():
         warnings.simplefilter('default', UserWarning)
         warnings.showwarning = lambda message, *_: print(f'atr-nb: {message}', file=sys.stderr)

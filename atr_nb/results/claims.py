@@ -158,8 +158,7 @@ class Verdicts(list):
                   'comparison']
         body = []
         for name, statements in self.by_claim().items():
-            whole = SAYS[self.of(name)]
-            body.append([f'**{md_text(name)}**', f'**{whole}**'] + [''] * 6)
+            body.append([f'**{md_text(name)}**', f'**{SAYS[self.of(name)]}**'] + [''] * 6)
             body += map(_statement, statements)
         return f'{md_table(header, body, 4)}\n\n{ABOUT}\n'
 

@@ -49,9 +49,7 @@ class Statement:
         self.uses = _used(table) | self.changes
         called = [n.func for n in inside if isinstance(n, ast.Call)]
         self.calls = {getattr(f, 'attr', getattr(f, 'id', '')) for f in called}
-
-    @property
-    def is_function(self)->bool: return isinstance(self.node, ast.FunctionDef)
+        self.is_function = isinstance(node, ast.FunctionDef)
 
 # %% ../../nbs/results/79_plan.ipynb #5e84186b
 def statements(sources:list[str])->list[Statement]: # of code cells

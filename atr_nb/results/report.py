@@ -24,10 +24,9 @@ from .records import load_records
 from .tables import HEADINGS, in_short, signed, tables_of
 
 # %% auto #0
-__all__ = ['OUTCOMES', 'CLASS', 'SHAPE', 'FILES', 'ASSETS', 'STYLES', 'PROFILES', 'CUT', 'save_figure', 'training_figure',
-           'stages_figure', 'pairwise_accuracy_figure', 'pick_queries', 'ogg', 'Examples', 'save_examples',
-           'ranks_figure', 'moves', 'gained_and_lost', 'known_numbers', 'read_results', 'fill', 'notebook_page',
-           'render']
+__all__ = ['OUTCOMES', 'CLASS', 'SHAPE', 'FILES', 'ASSETS', 'PROFILES', 'CUT', 'save_figure', 'training_figure', 'stages_figure',
+           'pairwise_accuracy_figure', 'pick_queries', 'ogg', 'Examples', 'save_examples', 'ranks_figure', 'moves',
+           'gained_and_lost', 'known_numbers', 'read_results', 'fill', 'notebook_page', 'render']
 
 # %% ../../nbs/results/73_report.ipynb #964cc7df
 def save_figure(
@@ -337,15 +336,15 @@ FILES = {'the notebook': 'notebook.html', **{f: f for f in 'notebook.ipynb table
 
 def read_results(
     folder:Path, # reports/PROFILE/PAPER with a runs.jsonl
-    told:list=(), # further notices about it
+    told:list[str], # further notices about it
     )->dict: # what the template shows
     "Gather the results of a paper under one profile. ValueError naming file and line for a record that is not valid."
     records, known = load_records(folder), known_numbers(folder.name)
     claims, notices = _claims(folder, {r['run'] for r in records})
     figures, unread = _figures(folder)
-    return dict(profile=folder.parent.name, base=f'{folder.parent.name}/{folder.name}/', about=_about(folder/'notebook.ipynb'),
-                short=in_short(records), claims=claims.by_claim(), tables=tables_of(records, known), figures=figures,
-                queries=_queries(folder), facts=_facts(records, folder), notices=[*notices, *unread, *told],
+    return dict(profile=folder.parent.name, base=f'{folder.parent.name}/{folder.name}/', short=in_short(records),
+                claims=claims.by_claim(), tables=tables_of(records, known), figures=figures, queries=_queries(folder),
+                about=_about(folder/'notebook.ipynb'), facts=_facts(records, folder), notices=notices + unread + told,
                 files={label: f for label, f in FILES.items() if (folder/f).is_file()})
 
 # %% ../../nbs/results/73_report.ipynb #5eafb275
@@ -382,7 +381,7 @@ def _paper(name:str, results:list[dict])->dict:
 
 # %% ../../nbs/results/73_report.ipynb #01aa7266
 ASSETS = PACKAGE/'assets'
-STYLES = 'report.css', 'notebook.css' # for all pages; for executed notebooks
+
 
 def fill(template:str, **values)->str:
     "Fill a template from the package's assets; every value is escaped unless it is marked safe."
@@ -470,7 +469,7 @@ def render(
     out = Path(out)
     if not out.is_dir():
         raise FileNotFoundError(f"{out} is not a folder; give the one that holds the PROFILE/PAPER folders")
-    for style in STYLES: write_file(out/style, (ASSETS/style).read_text(encoding='utf-8'))
+    for style in ('report.css', 'notebook.css'): write_file(out/style, (ASSETS/style).read_text(encoding='utf-8'))
     found, others = _sorted_out(out)
     papers = [_paper(name, results) for name, results in found.items()]
     verdicts = [o['decides']['verdict'] for p in papers if p['of_paper']

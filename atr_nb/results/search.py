@@ -430,7 +430,7 @@ def says(self:Search,
 def quicken(self:Search,
     neighbours:int=32, # of each vector in the graph
     effort:int=128, # candidates that are kept during the search; more are better and slower
-    questions:int=100, # with which recall is measured
+
     )->float: # share of the exact ten best that is found
     "Search along a graph of neighbours from now on; measure what is lost."
     try: import faiss
@@ -443,7 +443,7 @@ def quicken(self:Search,
         scores, rows = graph.search(vector[None].astype(np.float32), min(k, len(self)))
         return rows[0].tolist(), scores[0].tolist()
     rng = np.random.default_rng(0)
-    asked = vectors[rng.integers(len(vectors), size=questions)]
+    asked = vectors[rng.integers(len(vectors), size=100)]
     asked = asked + rng.normal(0, .3 / asked.shape[1] ** .5, asked.shape).astype(np.float32)
     found = [len(set(walk(q, 10)[0]) & set(exact(q, 10)[0])) / min(10, len(self)) for q in asked]
     self.best = walk
