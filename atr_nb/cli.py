@@ -8,7 +8,7 @@ from argparse import ArgumentParser, HelpFormatter, Namespace
 from contextlib import contextmanager, suppress
 from pathlib import Path
 import atr_nb
-import errno, hashlib, json, os, re, signal, subprocess, sys, textwrap, time
+import errno, hashlib, json, logging, os, re, signal, subprocess, sys, textwrap, time, warnings
 from .notebooks import about, moved, read_notebook
 from .pages import readme, refresh
 from .settings import OWN, WITHOUT_EFFECT, Settings, find_ini, load, profiles
@@ -132,17 +132,16 @@ def alone(
     from filelock import FileLock, Timeout
     locks.mkdir(parents=True, exist_ok=True)
     lock = FileLock(locks/hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16])
-    try: lock.acquire(timeout=0)
+    try: held = lock.acquire(timeout=0)
     except Timeout:
         say(f'waiting for another process that writes to {folder}')
-        lock.acquire()
-    try: yield
-    finally: lock.release()
+        held = lock.acquire()
+    with held: yield
 
 # %% ../nbs/80_cli.ipynb #bb979d4e
 def _papermill(notebook, running, parameters, progress, cwd):
     from papermill import execute_notebook
-    import logging
+
     for noisy in ('papermill', 'asyncio'): logging.getLogger(noisy).setLevel(logging.CRITICAL) # what matters is raised
     execute_notebook(notebook, running, parameters, kernel_name='python3', language='python', cwd=cwd,
                      start_timeout=180,
@@ -190,14 +189,12 @@ def _planned(notebooks:dict[str, Path], settings:Settings, given:dict)->list: # 
     training = {name: file for name, file in notebooks.items() if 'Experiment(' in file.read_text(encoding='utf-8')}
     if not training: return []
     try:
-        with ProcessPoolExecutor(1, get_context('spawn'), _deaf) as process:
+        deaf = signal.SIGINT, signal.SIG_IGN # Ctrl-C is for the parent to hear
+        with ProcessPoolExecutor(1, get_context('spawn'), signal.signal, deaf) as process:
             return process.submit(_asked, training, settings, parameters(settings, given)).result()
     except BrokenExecutor as e:
         print(f'no plan: {e}', file=sys.stderr)
         return []
-
-def _deaf()->None: # to Ctrl-C, which is for the parent to hear
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 # %% ../nbs/80_cli.ipynb #ce6588ee
 def _given(args)->dict: # the options that were given, as overrides of the profile
@@ -260,7 +257,8 @@ def reproduce(args:Namespace)->int: # 0, or 1 if anything failed
     settings = load(given.pop('profile', args.profile), **given)
     found = notebooks(Path(args.notebooks) if args.notebooks else settings.root/'nbs'/'reproduce')
     names = choose(args.papers, found)
-    _check(settings)
+    from atr_nb.results.opening import check # takes a second; a mistake above is told at once
+    check(settings)
     sources = [c.source for n in names for c in read_notebook(found[n]).cells if c.cell_type == 'code']
     folders = settings.cache, settings.runs, settings.out/settings.profile
     if not args.plan:
@@ -279,10 +277,6 @@ def reproduce(args:Namespace)->int: # 0, or 1 if anything failed
     return int(bool(failures))
 
 # %% ../nbs/80_cli.ipynb #2f7d0f43
-def _check(settings:Settings)->None:
-    from atr_nb.results.opening import check
-    check(settings)
-
 def _render(settings:Settings)->None:
     from atr_nb.results.report import render
     def say(text): print(f'report: {text}', file=sys.stderr)
@@ -310,8 +304,8 @@ def data_check(args:Namespace)->int: # 1 if there is any problem
         print(', '.join(f'{split} {n}' for split, n in sizes.items()))
         for split, n in sizes.items():
             if n > 1: continue
-            few = f'{split}: {n or "no"} clip{"s" * (not n)}'
-            print(f'{few}; training and measuring need two at least', file=sys.stderr)
+            few = f'{n or "no"} clip{"s" * (not n)}'
+            print(f'{split}: {few}; training and measuring need two at least', file=sys.stderr)
     else: print('no metadata.csv: these sounds can be searched; to train or measure, they need captions')
     return int(bool(problems))
 
@@ -382,7 +376,7 @@ def listed(args:Namespace)->int:
 @contextmanager
 def plainly():
     "Warnings as one line each, without the place in the code"
-    import warnings
+
     with warnings.catch_warnings():
         warnings.simplefilter('default', UserWarning)
         warnings.showwarning = lambda message, *_: print(f'atr-nb: {message}', file=sys.stderr)
@@ -429,14 +423,12 @@ def search(args:Namespace)->int:
     model = _model(args)
     with plainly():
         found = Search.build(args.folder, model, args.index)
-        if args.captions: return _say(found, args)
+        if args.captions:
+            for caption, score in found.says(args.like, args.k): print(f'{score:6.3f}  {caption}')
+            return 0
         hits = found(args.text, args.k, args.like)
     print(hits)
     if args.html: print(write_page(hits, args.html, model.name))
-    return 0
-
-def _say(found, args:Namespace)->int: # captions for a sound
-    for caption, score in found.says(args.like, args.k): print(f'{score:6.3f}  {caption}')
     return 0
 
 # %% ../nbs/80_cli.ipynb #c59d5949
@@ -495,8 +487,8 @@ def parser()->ArgumentParser:
     p = command('compare', compare, 'compare two reports: rows that moved, verdicts that changed')
     p.add_argument('a', metavar='A', help='a folder of reports, of one profile, or of one paper')
     p.add_argument('b', metavar='B', help='another')
-    data = commands.add_parser('data', help='look after data')
-    data = data.add_subparsers(dest='what', required=True, metavar='COMMAND')
+    data = commands.add_parser('data', help='look after data').add_subparsers(
+        dest='what', required=True, metavar='COMMAND')
     p = command('check', data_check, 'decode every clip of a folder, list what is wrong and the splits', data)
     p.add_argument('folder', metavar='FOLDER', help='a folder with sounds, and a metadata.csv if they have captions')
     p = command('models', models, 'list the models that were trained')

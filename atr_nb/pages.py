@@ -34,15 +34,14 @@ def _place(page:Page): # index first, then by room, then as the notebooks say, t
     room = list(rooms).index(page.folder) if page.folder in rooms else len(rooms)
     return page.path != 'nbs/index.ipynb', room, page.order, page.path
 
-def _page(file:Path, root:Path)->Page:
-    return Page(**vars(about(file)), path=file.relative_to(root).as_posix())
+
 
 def house(
     root:Path, # the folder that holds nbs/
     )->list[Page]:
     "Every notebook under `nbs/`, in the order in which a reader would walk through them"
     files = [f for f in (root/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in f.parts]
-    return sorted((_page(f, root) for f in files), key=_place)
+    return sorted((Page(**vars(about(f)), path=f.relative_to(root).as_posix()) for f in files), key=_place)
 
 # %% ../nbs/79_pages.ipynb #48a74ea1
 def reproductions(root:Path)->list[Page]: # in their order
@@ -57,20 +56,19 @@ def papers(
 
 def verdicts(
     root:Path, # the folder that holds nbs/ and reports/
-    profile:str='embedded',
     )->str: # a table in Markdown, a row for each paper; links start in nbs/
     "Every claim under its verdict, with the effect that decided it; a paper's name leads to the notebook that was run"
     from atr_nb.results.claims import SAYS, deciding, load_claims
     from atr_nb.results.tables import signed
     rows = []
     for name in (p.name for p in reproductions(root)):
-        folder = root/'reports'/profile/name
-        if not (folder/'claims.json').is_file(): continue # not run with this profile yet
+        folder = root/'reports'/'embedded'/name
+        if not (folder/'claims.json').is_file(): continue # not run yet
         claims, said = load_claims(folder), {verdict: [] for verdict in SAYS}
         for claim, statements in claims.by_claim().items():
             effect = signed(deciding(statements)['effect'])
             said[claims.of(claim)].append(f'{claim} ({effect})'.replace('|', r'\|'))
-        cells = [f'[`{name}`](../reports/{profile}/{name}/notebook.ipynb)', *map('; '.join, said.values())]
+        cells = [f'[`{name}`](../reports/embedded/{name}/notebook.ipynb)', *map('; '.join, said.values())]
         rows.append(f'| {" | ".join(cells)} |')
     return '\n'.join([f'| paper | {" | ".join(SAYS.values())} |', '|---|---|---|---|', *rows])
 

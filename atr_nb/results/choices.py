@@ -9,9 +9,9 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 import numpy as np, pandas as pd
-import atr_nb
+
 from fastcore.basics import patch
-from ..files import Damaged, sealed, unsealed, write_file
+from ..files import PACKAGE, Damaged, sealed, unsealed, write_file
 from ..methods import names
 from .logbook import Logbook
 from .runs import TRIAL, Runs
@@ -102,6 +102,7 @@ class Search:
         self.row = row or (lambda values, dataset, seed:
                            as_row(lab, method, self.setup.frames() | values) | dict(setup=setup))
         self.settings, self.folder = draw(self.choices, n, seed), lab.folder/method
+        self.file = self.folder/'trials.jsonl'
         self._try_out()
         s = lab.settings
         question = dict(choices=self.choices, trials=n, seed=seed, datasets=s.datasets,
@@ -114,9 +115,6 @@ class Search:
         for k, values in enumerate(self.settings):
             try: self.setup.model(self.method, as_row(self.lab, self.method, values)['options'], self.seed)
             except (ValueError, TypeError) as e: raise ValueError(f'{self.method}, trial {k} ({values}): {e}') from e
-
-    @property
-    def file(self)->Path: return self.folder/'trials.jsonl'
 
 # %% ../../nbs/results/79_choices.ipynb #c0f4f915
 @patch
@@ -196,7 +194,7 @@ def trials_figure(
     return fig
 
 # %% ../../nbs/results/79_choices.ipynb #200d2d8f
-REPORTS = Path(atr_nb.__file__).resolve().parents[1]/'reports'
+REPORTS = PACKAGE.parent/'reports'
 
 def write_chosen(
     lab:Logbook,

@@ -158,8 +158,7 @@ class Verdicts(list):
                   'comparison']
         body = []
         for name, statements in self.by_claim().items():
-            whole = SAYS[self.of(name)]
-            body.append([f'**{md_text(name)}**', f'**{whole}**'] + [''] * 6)
+            body.append([f'**{md_text(name)}**', f'**{SAYS[self.of(name)]}**'] + [''] * 6)
             body += map(_statement, statements)
         return f'{md_table(header, body, 4)}\n\n{ABOUT}\n'
 
@@ -235,8 +234,7 @@ def load_claims(folder:Path|str)->Verdicts:
     file = Path(folder)/'claims.json'
     try: claims = json.loads(file.read_text(encoding='utf-8'))
     except json.JSONDecodeError as e:
-        again = 'delete the file and run the notebook again'
-        raise ValueError(f"{file}, line {e.lineno}: {e.msg}; {again}") from None
+        raise ValueError(f"{file}, line {e.lineno}: {e.msg}; delete the file and run the notebook again") from None
     need = 'claim statement verdict effect ci_low ci_high runs seeds spread dataset metric better worse'.split()
     for i, c in enumerate(claims, 1):
         lacks = [k for k in need if not isinstance(c, dict) or k not in c]

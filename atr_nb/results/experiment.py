@@ -13,8 +13,8 @@ from torch import Tensor
 from ..data.batches import RandomBatches
 from ..data.scenes import near_miss_recall
 from ..methods.cmlf import SHARES, cmlf_recipe
-from .published import published
-from .report import Examples, save_examples, save_figure
+
+from .report import Examples, known_numbers, save_examples, save_figure
 from . import claims, tables
 from .claims import Claim, Verdicts, judge_all, write_claims
 from .logbook import Logbook
@@ -59,8 +59,7 @@ class Experiment(Logbook):
         super().__init__(settings, paper)
         self.verdicts, self.findings, self._mined = Verdicts(), Findings(), {}
         self._planned = None # the sweeps so far inside `at_once`
-        try: self.known = published(paper)
-        except FileNotFoundError: self.known = None # a paper without published numbers
+        self.known = known_numbers(paper)
 
     def sweep(self,
         name:str, # of the table

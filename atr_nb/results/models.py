@@ -11,15 +11,16 @@ from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, torch
-import atr_nb
 from fastcore.basics import patch
-from huggingface_hub import ModelCard, ModelHubMixin
+from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from torch import Tensor
 from torch.nn import functional as F
 from ..data.audio import decode
 from ..encoders.panns import quick_precision
 from ..evaluation.metrics import retrieval_metrics
-from ..files import Damaged, check, code_hash, digest, hash_json, load_json, save_json, unsealed, weights_hash
+from ..files import (PACKAGE, Damaged, check, code_hash, digest, hash_json, load_json, save_json, unsealed,
+    weights_hash)
 from ..methods import create
 from ..model import Encoded, Encoder, Precomputed, RetrievalModel
 from .opening import TRANSFORMERS, open_audio
@@ -28,7 +29,7 @@ from ..training.checkpoints import load_weights, save_weights
 
 # %% auto #0
 __all__ = ['MODULES', 'OPEN', 'BATCH_SECONDS', 'BATCH_TEXTS', 'FILES', 'SHIPPED', 'trained', 'open_ear', 'open_voice',
-           'open_encoder', 'find_encoder', 'batches_of', 'padded', 'pooled', 'Retriever', 'find_run', 'card', 'Clap',
+           'open_encoder', 'find_encoder', 'batches_of', 'padded', 'pooled', 'Retriever', 'find_run', 'Clap',
            'zero_shot', 'open_model']
 
 # %% ../../nbs/results/77_models.ipynb #5ed466c3
@@ -43,14 +44,10 @@ def _told(out:Path)->dict[str, list[dict]]: # run -> the lines of reports on it
 
 def _label(lines:list[dict], method:str)->dict: # paper, row and profile of a run
     "The name of a run. The baseline is in every paper's tables, so the paper of its own name comes first."
-    unknown = dict(paper='', row=method, profile='')
-    return min(lines, key=lambda line: line['paper'] != method, default=unknown)
-
-def _kept(result:dict)->dict: # of a run -> the line of the stage whose weights are 'best'
-    return result['stages'][-1]
+    return min(lines, key=lambda line: line['paper'] != method, default=dict(paper='', row=method, profile=''))
 
 def _listed(record:Path, told:dict[str, list])->dict: # a row of the list
-    run, recall = load_json(record), _kept(load_json(record.with_name('result.json')))['score'] / 3
+    run, recall = load_json(record), load_json(record.with_name('result.json'))['stages'][-1]['score'] / 3
     method = load_json(record.with_name('identity.json'))['method']
     about = _label(told.get(run['run'], []), method)
     size = record.with_name('best.safetensors').stat().st_size
@@ -66,8 +63,7 @@ def trained(settings:Settings): # a pandas table, the best on validation first
     for record in sorted(settings.runs.glob('*/record.json')):
         try: rows.append(_listed(record, told))
         except (Damaged, FileNotFoundError) as e: warnings.warn(f'{e}; this run is not listed')
-    columns = 'run paper row dataset seed recall megabytes date'.split()
-    table = pd.DataFrame(rows, columns=columns)
+    table = pd.DataFrame(rows, columns='run paper row dataset seed recall megabytes date'.split())
     return table.sort_values(['dataset', 'recall'], ascending=[True, False], ignore_index=True)
 
 # %% ../../nbs/results/77_models.ipynb #0776b7a5
@@ -159,9 +155,7 @@ def padded(waves:list[Tensor])->tuple[Tensor, Tensor]: # (B, S), and where it is
 def pooled(parts:list[Encoded], order:list[int])->np.ndarray: # (n, d) float32, of length one
     "The vectors of some batches, in the order of the items."
     vectors = F.normalize(torch.cat([e.pooled.float() for e in parts]), dim=1).cpu().numpy()
-    back = np.empty_like(vectors)
-    back[order] = vectors
-    return back
+    return vectors[np.argsort(order)]
 
 # %% ../../nbs/results/77_models.ipynb #34509b72
 class Retriever(ModelHubMixin, library_name='atr_nb', license='apache-2.0', language=['en'],
@@ -242,9 +236,8 @@ def read(self:Retriever, texts:list[str])->Encoded: # one batch
 
 @patch
 def waves(self:Retriever, sounds:list)->list[Tensor]: # files, or samples (S,) at `sample_rate`
-    def wave(s):
-        return decode(s, self.sample_rate) if isinstance(s, (str, Path)) else torch.as_tensor(s, dtype=torch.float32)
-    return [wave(s) for s in sounds]
+    return [decode(s, self.sample_rate) if isinstance(s, (str, Path)) else torch.as_tensor(s, dtype=torch.float32)
+            for s in sounds]
 
 @patch
 def encode_audio(self:Retriever, sounds:list)->np.ndarray: # (n, d) float32
@@ -291,10 +284,9 @@ def _scores(model:RetrievalModel, audio:Encoded, text:Encoded)->Tensor: # (clips
 
 # %% ../../nbs/results/77_models.ipynb #e9415d02
 def _story(folder:Path, label:dict)->dict: # of a run -> content of the model card
-    record, kept = load_json(folder/'record.json'), _kept(load_json(folder/'result.json'))
+    record, kept = load_json(folder/'record.json'), load_json(folder/'result.json')['stages'][-1] # has the best weights
     fields = 'run dataset seed n_clips n_captions n_parameters commit versions device seconds'
-    from_record = {k: record[k] for k in fields.split()}
-    story = {k: label[k] for k in ('paper', 'row', 'profile')} | from_record
+    story = {k: label[k] for k in ('paper', 'row', 'profile')} | {k: record[k] for k in fields.split()}
     story |= dict(epoch=kept['epoch'], validation=kept['metrics'], test=record['metrics'])
     if record['dataset'].startswith('scenes-'):
         from atr_nb.data.descriptions import KINDS
@@ -350,8 +342,8 @@ def _save_pretrained(self:Retriever, save_directory:Path)->None:
 @patch
 def generate_model_card(self:Retriever, *args, **kwargs)->ModelCard:
     "What the model is, what it was trained on, how good it is, and what it cannot do."
-    data = self._hub_mixin_info.model_card_data
-    return ModelCard(f'---\n{data.to_yaml()}\n---\n\n{card(self.config)}')
+    return ModelCard.from_template(self._hub_mixin_info.model_card_data, template_path=PACKAGE/'assets'/'card.md.j2',
+                                   c=self.config, told=self.config['trained'])
 
 @patch(cls_method=True)
 def from_pretrained(cls:Retriever,
@@ -359,7 +351,6 @@ def from_pretrained(cls:Retriever,
     **how, # revision, token, cache_dir and the like, for the hub
     )->Retriever:
     "Open a saved model. An error names the file that is missing, was edited or belongs to another model."
-    from huggingface_hub import snapshot_download
     where = Path(where).expanduser()
     folder = where if where.is_dir() else Path(snapshot_download(str(where), allow_patterns=list(FILES), **how))
     for name in FILES:
@@ -379,67 +370,13 @@ def _shell(side:str, config:dict)->Encoder: # what `_built` needs of an encoder
         stand_in = StoredBlocks(about['width'], about['how'], len(blocks))
     return SimpleNamespace(stand_in=lambda: stand_in)
 
-# %% ../../nbs/results/77_models.ipynb #96bcb020
-def _limits(config:dict)->str:
-    told = config['trained']
-    general = 'The captions that it learned from were English.'
-    if 'kinds' not in told: return f'{general} It was measured on {told["dataset"]} alone; elsewhere expect less.'
-    kinds = ', '.join(told['kinds'])
-    return (f'It was trained on scenes mixed from recordings of {len(told["kinds"])} kinds of sound, and **knows '
-            f'little else**: {kinds}. No speech, no music beyond single notes, no rooms, no far microphones. The '
-            f'captions were ours, made by rule, and its numbers are none on AudioCaps or Clotho. {general}')
-
-def _metrics(told:dict)->str: # a table in Markdown
-    shown = 't2a_r1 t2a_r5 t2a_r10 a2t_r1 a2t_r5 a2t_r10'.split()
-    head = ' | '.join(m.replace('_r', ' R@') for m in shown)
-    rows = [f"| {split} | {' | '.join(f'{told[split][m]:.1f}' for m in shown)} |" for split in ('validation', 'test')]
-    return '\n'.join([f'| split | {head} |', '|---' * (len(shown) + 1) + '|', *rows])
-
-# %% ../../nbs/results/77_models.ipynb #22472c1f
-def card(config:dict)->str: # Markdown
-    "The text of the model card."
-    told, c = config['trained'], config
-    options = ', '.join(f'{k}={v!r}' for k, v in c['options'].items()) or 'as first written down'
-    ears = 'fine-tuned and saved here' if c['finetune'] else 'frozen and not saved here; their fingerprints are checked'
-    made = ', '.join(f'{k} {v}' for k, v in told['versions'].items())
-    tested = f"{told['n_clips']:,} clips, {told['n_captions']:,} captions"
-    return f'''# {c['method']}, trained on {told['dataset']}
-
-A model for audio-text retrieval: row "{told['row'] or c['method']}" of "{told['paper'] or c['method']}" in atr_nb,
-run `{told['run']}`.
-
-```python
-from atr_nb.results.models import Retriever
-model = Retriever.from_pretrained('this folder')
-model.encode_audio(['dog.wav']) @ model.encode_text(['a dog barks']).T
-```
-
-## What it is
-
-Method `{c['method']}` ({options}), width {c['width']}, {told['n_parameters']:,} parameters kept as {c['stored']}.
-Encoders: {c['audio']['name']} for sound, {c['text']['name']} for text, {ears}.
-
-## What it was trained on, and how good it is
-
-`{told['dataset']}`, seed {told['seed']}, profile `{told['profile'] or 'not recorded'}`; the weights are those of epoch
-{told['epoch']}, the best on validation. Recall in percent; test: {tested}.
-
-{_metrics(told)}
-
-## Limits
-
-{_limits(config)}
-
-Made with commit {told['commit'] or 'unknown'}, {made}, on {told['device']}, in {told['seconds']:.0f} s.
-'''
-
 # %% ../../nbs/results/77_models.ipynb #6fd65fdb
 class _OpenedClap:
     "Model and processor of a CLAP, and the files they came from."
     def __init__(self,
         source:str|Path, # a folder, or the name of a repository of the Hugging Face hub
         ):
-        from huggingface_hub import snapshot_download
+
         from transformers import ClapModel, ClapProcessor
         self.name = str(source)
         where = Path(source).expanduser()
@@ -507,7 +444,7 @@ def zero_shot(
     return retrieval_metrics(scores, clips.clip_of_caption)
 
 # %% ../../nbs/results/77_models.ipynb #bf9ce613
-SHIPPED = Path(atr_nb.__file__).resolve().parent/'assets'/'models'/'scenes'
+SHIPPED = PACKAGE/'assets'/'models'/'scenes'
 
 def open_model(
     name:str|Path|None=None, # None: the shipped one; a folder; a run; a repository of the Hugging Face hub
@@ -528,8 +465,7 @@ def _from_folder(folder:Path)->Retriever|Clap:
     return Clap(folder) if clap else Retriever.from_pretrained(folder)
 
 def _from_hub(name:str)->Retriever|Clap:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
     try: return _from_folder(Path(snapshot_download(name)))
     except (HfHubHTTPError, LocalEntryNotFoundError) as e:
         why = str(e).splitlines()[0]

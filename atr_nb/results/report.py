@@ -5,7 +5,7 @@
 # %% ../../nbs/results/73_report.ipynb #417a2dbe
 from __future__ import annotations
 import hashlib, io, json, re
-from contextlib import suppress
+
 from dataclasses import dataclass
 from math import ceil, floor, inf
 from itertools import zip_longest
@@ -14,9 +14,9 @@ from urllib.parse import quote
 import numpy as np, pandas as pd, soundfile
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
-import atr_nb
+
 from ..figures import draw_stages
-from ..files import write_file
+from ..files import PACKAGE, write_file
 from ..notebooks import About, about, body, read_notebook
 from .claims import SAYS, Verdicts, deciding, load_claims, printed
 from .published import published, sentences
@@ -24,9 +24,9 @@ from .records import load_records
 from .tables import HEADINGS, in_short, signed, tables_of
 
 # %% auto #0
-__all__ = ['OUTCOMES', 'CLASS', 'SHAPE', 'FILES', 'ASSETS', 'STYLES', 'PROFILES', 'CUT', 'save_figure', 'training_figure',
-           'stages_figure', 'pairwise_accuracy_figure', 'pick_queries', 'Examples', 'save_examples', 'ranks_figure',
-           'moves', 'gained_and_lost', 'read_results', 'notebook_page', 'render']
+__all__ = ['OUTCOMES', 'CLASS', 'SHAPE', 'FILES', 'ASSETS', 'PROFILES', 'CUT', 'save_figure', 'training_figure', 'stages_figure',
+           'pairwise_accuracy_figure', 'pick_queries', 'ogg', 'Examples', 'save_examples', 'ranks_figure', 'moves',
+           'gained_and_lost', 'known_numbers', 'read_results', 'fill', 'notebook_page', 'render']
 
 # %% ../../nbs/results/73_report.ipynb #964cc7df
 def save_figure(
@@ -135,35 +135,35 @@ OUTCOMES = (('hit', 0, 0), ('close', 1, 4), ('miss', 10, np.inf)) # name, lowest
 def pick_queries(
     rank, # of the right clip per caption, counted from 0 (captions,)
     clip_of_caption, # (captions,)
-    hits:int=1, close:int=1, misses:int=1, # how many of each
     )->dict[int, str]: # caption -> 'hit', 'close' or 'miss'
-    "Sample captions with a fixed seed; fewer than asked for if there are not enough."
+    "Sample a caption of each kind with a fixed seed; none of a kind that there is not."
     r, clip = np.asarray(rank), np.asarray(clip_of_caption)
     order = np.random.default_rng(0).permutation(len(r))
-    taken, out = set(), {}
-    for (kind, first, last), n in zip(OUTCOMES, (hits, close, misses)):
-        for q in order:
-            if n == 0: break
-            if not first <= r[q] <= last or clip[q] in taken: continue
-            out[int(q)] = kind
-            taken.add(clip[q])
-            n -= 1
+    out = {}
+    for kind, first, last in OUTCOMES:
+        taken = [clip[q] for q in out]
+        fits = [int(q) for q in order if first <= r[q] <= last and clip[q] not in taken]
+        if fits: out[fits[0]] = kind
     return out
 
 # %% ../../nbs/results/73_report.ipynb #848827e5
-def _ogg(audio:np.ndarray, rate:int)->bytes:
-    "Mono float audio (samples,) as Ogg Vorbis."
+def ogg(
+    audio:np.ndarray, # mono (samples,)
+    rate:int, # Hz
+    compression:float|None=None, # 0 to 1; None: as the library sees fit
+    )->bytes:
+    "Float audio as Ogg Vorbis."
     data = io.BytesIO()
-    with soundfile.SoundFile(data, 'w', rate, 1, format='OGG', subtype='VORBIS', compression_level=1.) as f:
+    with soundfile.SoundFile(data, 'w', rate, 1, format='OGG', subtype='VORBIS', compression_level=compression) as f:
         for i in range(0, len(audio), rate): f.write(audio[i:i+rate])
     return data.getvalue()
 
-def _save_clip(folder:Path, clips, i:int, rate:int)->str:
+def _save_clip(folder:Path, clips, i:int, rate:int=24000)->str:
     "Store clip `i` under `audio/` if it is not there yet; returns the file name."
     audio = np.clip(np.asarray(clips.audio(i, rate), dtype=np.float32), -1, 1)
     slug = re.sub(r'[^A-Za-z0-9_-]+', '-', Path(clips.ids[i]).stem)[:40].strip('-') or 'clip'
     name = f'{slug}-{hashlib.sha256(audio.tobytes()).hexdigest()[:10]}.ogg'
-    if not (folder/'audio'/name).is_file(): write_file(folder/'audio'/name, _ogg(audio, rate))
+    if not (folder/'audio'/name).is_file(): write_file(folder/'audio'/name, ogg(audio, rate, 1.))
     return name
 
 # %% ../../nbs/results/73_report.ipynb #1561b7c5
@@ -195,9 +195,7 @@ def _query(part:Examples, order:np.ndarray, q:int, why:str, top:int, save)->dict
 def save_examples(
     folder:Path|str, # reports/PROFILE/PAPER
     parts:list[Examples], # one per dataset or model
-    hits:int=1, close:int=1, misses:int=1, # queries of each kind, per part
     top:int=5, # clips per query
-    sample_rate:int=24000, # Hz
     )->Path: # examples.json
     "Store queries with their best clips and the sounds, about 16 clips per part of 40 KB. Earlier sounds are removed."
     folder, queries = Path(folder), []
@@ -208,8 +206,8 @@ def save_examples(
                              f"the dataset has {n[0]} clips and {n[1]} captions")
         queues, owner = _queues(part.scores), np.asarray(data.clip_of_caption)
         chosen = part.queries
-        if chosen is None: chosen = pick_queries((queues == owner).argmax(0), owner, hits, close, misses)
-        def save(i): return _save_clip(folder, data, i, sample_rate)
+        if chosen is None: chosen = pick_queries((queues == owner).argmax(0), owner)
+        def save(i): return _save_clip(folder, data, i)
         queries += [_query(part, queues[:, q], q, why, top, save) for q, why in chosen.items()]
     used = {c['audio'] for q in queries for c in q['clips']}
     file = write_file(folder/'examples.json', json.dumps(dict(queries=queries), indent=1, ensure_ascii=False) + '\n')
@@ -297,14 +295,14 @@ def _at(value:float, scale:tuple[float, float])->float:
     return round(100 * (value - scale[0]) / (scale[1] - scale[0]), 2)
 
 # %% ../../nbs/results/73_report.ipynb #d2325a2d
-def _published(paper:str)->pd.DataFrame|None:
+def known_numbers(paper:str)->pd.DataFrame|None: # None for a method without published numbers
     try: return published(paper)
-    except FileNotFoundError: return None # a method without published numbers
+    except FileNotFoundError: return None
 
-def _about(folder:Path)->About:
-    "Title, summary and order of the executed notebook; without one, the folder's name."
-    try: return about(folder/'notebook.ipynb')
-    except (OSError, ValueError): return About(folder.name, '', inf)
+def _about(notebook:Path)->About:
+    "Title, summary and order of a notebook; if it cannot be read, the name of its folder."
+    try: return about(notebook)
+    except (OSError, ValueError): return About(notebook.parent.name, '', inf)
 
 def _claims(folder:Path, runs:set)->tuple[Verdicts, list[str]]:
     "The verdicts, and a notice if there are none or they are about other runs."
@@ -338,15 +336,15 @@ FILES = {'the notebook': 'notebook.html', **{f: f for f in 'notebook.ipynb table
 
 def read_results(
     folder:Path, # reports/PROFILE/PAPER with a runs.jsonl
-    told:list=(), # further notices about it
+    told:list[str], # further notices about it
     )->dict: # what the template shows
     "Gather the results of a paper under one profile. ValueError naming file and line for a record that is not valid."
-    records, known = load_records(folder), _published(folder.name)
+    records, known = load_records(folder), known_numbers(folder.name)
     claims, notices = _claims(folder, {r['run'] for r in records})
     figures, unread = _figures(folder)
-    return dict(profile=folder.parent.name, base=f'{folder.parent.name}/{folder.name}/', about=_about(folder),
-                short=in_short(records), claims=claims.by_claim(), tables=tables_of(records, known), figures=figures,
-                queries=_queries(folder), facts=_facts(records, folder), notices=[*notices, *unread, *told],
+    return dict(profile=folder.parent.name, base=f'{folder.parent.name}/{folder.name}/', short=in_short(records),
+                claims=claims.by_claim(), tables=tables_of(records, known), figures=figures, queries=_queries(folder),
+                about=_about(folder/'notebook.ipynb'), facts=_facts(records, folder), notices=notices + unread + told,
                 files={label: f for label, f in FILES.items() if (folder/f).is_file()})
 
 # %% ../../nbs/results/73_report.ipynb #5eafb275
@@ -374,7 +372,7 @@ def _missing(claims:list[dict], known:pd.DataFrame|None)->list[str]:
 
 def _paper(name:str, results:list[dict])->dict:
     "A paper with its results under all profiles. Heading and citation are those of the first executed notebook."
-    known, said, told, id = _published(name), sentences(name), results[0]['about'], re.sub(r'\W+', '-', name)
+    known, said, told, id = known_numbers(name), sentences(name), results[0]['about'], re.sub(r'\W+', '-', name)
     names = dict.fromkeys(claim for r in results for claim in r['claims'])
     claims = [_claim(claim, f'{id}-claim-{n}', results, known, said) for n, claim in enumerate(names, 1)]
     scale = _scale([c for claim in claims for o in claim['outcomes'] for c in o['statements']])
@@ -382,10 +380,10 @@ def _paper(name:str, results:list[dict])->dict:
                 claims=claims, scale=scale, ticks=_ticks(scale), missing=_missing(claims, known))
 
 # %% ../../nbs/results/73_report.ipynb #01aa7266
-ASSETS = Path(atr_nb.__file__).resolve().parent/'assets'
-STYLES = 'report.css', 'notebook.css' # for all pages; for executed notebooks
+ASSETS = PACKAGE/'assets'
 
-def _fill(template:str, **values)->str:
+
+def fill(template:str, **values)->str:
     "Fill a template from the package's assets; every value is escaped unless it is marked safe."
     env = Environment(loader=FileSystemLoader(ASSETS), autoescape=True, undefined=StrictUndefined,
                       trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
@@ -408,7 +406,7 @@ def notebook_page(file:Path)->Path: # the same name, .html
     "Write an executed notebook as a static page beside it. ValueError naming the file if it is not a notebook."
     captions = {Path(f['path']).stem: f['caption'] for f in _figures(file.parent)[0]}
     html = body(_described(read_notebook(file), captions))
-    page = _fill('notebook.html.j2', title=f'{about(file).title} ({file.parent.parent.name})', body=Markup(html))
+    page = fill('notebook.html.j2', title=f'{about(file).title} ({file.parent.parent.name})', body=Markup(html))
     return write_file(file.with_suffix('.html'), page)
 
 # %% ../../nbs/results/73_report.ipynb #7db1926b
@@ -417,10 +415,8 @@ PROFILES = 'embedded', 'embedded-gpu', 'audiocaps', 'clotho' # come first; smoke
 def _order(folder:Path, out:Path)->float:
     "The position of a paper: from its executed notebook or, failing that, from its source in `nbs/`."
     sources = (out.parent/'nbs'/room/f'{folder.name}.ipynb' for room in ('reproduce', 'guides'))
-    for file in (folder/'notebook.ipynb', *sources):
-        with suppress(OSError, ValueError):
-            if (order := about(file).order) < inf: return order
-    return inf
+    orders = (_about(file).order for file in (folder/'notebook.ipynb', *sources))
+    return next((order for order in orders if order < inf), inf)
 
 def _folders(out:Path)->list[Path]:
     "The PROFILE/PAPER folders, the embedded profile first and the smoke test last, papers in their notebooks' order."
@@ -448,22 +444,20 @@ def _write_page(folder:Path)->list[str]: # notices about it
     except ValueError: return ['notebook.ipynb cannot be shown as a page: it is not a complete notebook.']
     return []
 
-def _measured(folder:Path)->bool:
-    runs = folder/'runs.jsonl'
-    return runs.is_file() and bool(runs.read_text(encoding='utf-8').strip())
+
 
 def _sorted_out(out:Path)->tuple[dict, dict]: # paper -> its results; everything else, for the template
     "Sort the folders: results, choices, pages that train nothing, nothing yet. Writes the notebooks' pages."
     papers, choices, pages, notices = {}, {}, {}, []
     for folder in _folders(out):
-        name = f'{folder.parent.name}/{folder.name}'
+        name, runs = f'{folder.parent.name}/{folder.name}', folder/'runs.jsonl'
         told, failed, page = _write_page(folder), _failed(folder), f'{name}/notebook.html'
-        if _measured(folder):
+        if runs.is_file() and runs.read_text(encoding='utf-8').strip():
             papers.setdefault(folder.name, []).append(read_results(folder, told + [failed] * bool(failed)))
             continue
         notices += [f'{name}: {notice}' for notice in told] + [failed] * bool(failed)
         if (folder/'chosen.json').is_file(): choices[folder.parent.name] = page
-        elif (folder/'notebook.html').is_file() and not (folder/'runs.jsonl').is_file(): pages[name] = page
+        elif (folder/'notebook.html').is_file() and not runs.is_file(): pages[name] = page
         elif not failed: notices.append(f'{name} holds no run record. {CUT}')
     return papers, dict(choices=choices, pages=pages, notices=notices)
 
@@ -475,11 +469,11 @@ def render(
     out = Path(out)
     if not out.is_dir():
         raise FileNotFoundError(f"{out} is not a folder; give the one that holds the PROFILE/PAPER folders")
-    for style in STYLES: write_file(out/style, (ASSETS/style).read_text(encoding='utf-8'))
+    for style in ('report.css', 'notebook.css'): write_file(out/style, (ASSETS/style).read_text(encoding='utf-8'))
     found, others = _sorted_out(out)
     papers = [_paper(name, results) for name, results in found.items()]
     verdicts = [o['decides']['verdict'] for p in papers if p['of_paper']
                 for c in p['claims'] for o in c['outcomes']]
-    html = _fill('report.html.j2', papers=papers, counts={v: verdicts.count(v) for v in SAYS}, class_of=CLASS,
+    html = fill('report.html.j2', papers=papers, counts={v: verdicts.count(v) for v in SAYS}, class_of=CLASS,
                  shape=SHAPE, says=SAYS, headings=HEADINGS, signed=signed, at=_at, **others)
     return write_file(out/'index.html', html)

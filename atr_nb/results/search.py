@@ -4,16 +4,15 @@
 
 # %% ../../nbs/results/78_search.ipynb #fd6a33e5
 from __future__ import annotations
-import base64, io, os, re, warnings
-from collections.abc import Callable, Iterator
+import base64, os, re, warnings
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from urllib.parse import quote
-import numpy as np, soundfile, soxr, torch
+import numpy as np, soxr, torch
 from fastcore.basics import patch
 from filelock import FileLock
-from markupsafe import Markup
 from torch import Tensor
 from tqdm import tqdm
 from ..data.audio import LEAST_RATE, AudioError, check_audio, decode, opened
@@ -23,17 +22,12 @@ from ..files import (Damaged, atomic, hash_file, hash_json, intact, load_arrays,
 from .models import Clap, Retriever, open_model
 
 # %% auto #0
-__all__ = ['LEAST', 'HOME', 'TOGETHER', 'PART', 'LITTLE', 'CANDIDATES', 'ROW', 'TABLE', 'STYLE', 'PAGE', 'cut', 'states', 'Entry',
-           'write_index', 'check_index', 'read_index', 'listen', 'describe', 'index_folder', 'bring_up_to_date',
-           'looks_foreign', 'check_words', 'check_question', 'understood', 'Search', 'changes', 'Hit', 'Hits',
-           'line_of', 'span_of', 'write_page']
+__all__ = ['LEAST', 'HOME', 'TOGETHER', 'PART', 'LITTLE', 'CANDIDATES', 'cut', 'states', 'Entry', 'write_index', 'check_index',
+           'read_index', 'listen', 'describe', 'index_folder', 'bring_up_to_date', 'looks_foreign', 'check_question',
+           'understood', 'Search', 'changes', 'Hit', 'Hits', 'span_of', 'write_page']
 
 # %% ../../nbs/results/78_search.ipynb #b25686a8
 LEAST = 1. # seconds at the end of a file that are a window of their own
-
-def _mono(block:np.ndarray, old:int, rate:int)->Tensor: # (frames, channels) at `old` -> (S,) at `rate`
-    wave = block.mean(1)
-    return torch.from_numpy(soxr.resample(wave, old, rate) if old != rate else wave)
 
 # %% ../../nbs/results/78_search.ipynb #a3e3df14
 def cut(
@@ -49,11 +43,13 @@ def cut(
         while len(block := f.read(round(length * old), dtype='float32', always_2d=True)):
             start, done = done, done + len(block)
             if start and len(block) <= LEAST * old: break
-            try: check_audio(torch.from_numpy(block.mean(1)), path, old)
+            wave = block.mean(1)
+            try: check_audio(torch.from_numpy(wave), path, old)
             except AudioError as e: why = e
             else:
                 heard = True
-                yield start / old, done / old, _mono(block, old, rate)
+                resampled = soxr.resample(wave, old, rate) if old != rate else wave
+                yield start / old, done / old, torch.from_numpy(resampled)
     if not heard: raise why
 
 # %% ../../nbs/results/78_search.ipynb #ac1d0fd7
@@ -127,15 +123,6 @@ def _encoded(model:Retriever|Clap, stream:Iterator[tuple])->Iterator[tuple]: # p
         vectors = model.encode_audio([wave for *_, wave in group])
         for (path, span, _), vector in zip(group, vectors): yield path, span, vector
 
-def _grouped(encoded:Iterator[tuple])->Iterator[tuple[str, list, list]]: # path, spans, vectors of a file
-    path, spans, vectors = None, [], []
-    for its, span, vector in encoded:
-        if its != path and spans:
-            yield path, spans, vectors
-            spans, vectors = [], []
-        path, spans, vectors = its, [*spans, span], [*vectors, vector]
-    if spans: yield path, spans, vectors
-
 # %% ../../nbs/results/78_search.ipynb #a3b8408b
 def listen(
     at:Path, # where parts go
@@ -153,8 +140,10 @@ def listen(
         if now: write_index(at/f'part-{hash_json(list(now))[:12]}.json', now, about)
         done.update(now)
         heard.clear(), why.clear()
-    for path, spans, vectors in _grouped(_encoded(model, _stream(folder, list(todo), model, why, bar))):
-        heard[path] = Entry(todo[path], spans, np.stack(vectors))
+    windows = _encoded(model, _stream(folder, list(todo), model, why, bar))
+    for path, its in groupby(windows, key=lambda window: window[0]):
+        _, spans, vectors = zip(*its)
+        heard[path] = Entry(todo[path], list(spans), np.stack(vectors))
         if sum(len(e.spans) for e in heard.values()) >= PART: flush()
     flush()
     return done
@@ -227,17 +216,15 @@ def looks_foreign(
     split = sum(n > 1 for n in pieces(words))
     return outside >= len(letters) / 4 or bool(LITTLE & set(words)) or split >= 2 and split > len(words) / 2
 
-def check_words(text:str)->None:
-    "ValueError for a sentence without a word."
-    if not any(c.isalnum() for c in text):
-        raise ValueError(f'the query {text!r} has no words; say what is to be heard, such as "a dog barks"')
+
 
 def check_question(text:str|None, k:int, like:str|Path|None)->None:
     "ValueError for a query that no index could answer, before anything is encoded."
     if (text is None) == (like is None):
         raise ValueError('give either a sentence or a sound (like=FILE; on the command line --like FILE)')
     if k < 1: raise ValueError(f'k={k}: ask for one hit at least')
-    if text is not None: check_words(text)
+    if text is not None and not any(c.isalnum() for c in text):
+        raise ValueError(f'the query {text!r} has no words; say what is to be heard, such as "a dog barks"')
 
 def understood(text:str, model:Retriever|Clap)->str: # without blanks around it
     "A warning for a sentence that does not look like English."
@@ -329,12 +316,8 @@ class Hit:
 CANDIDATES = 20 # windows that are scored a second time, by methods with a second look
 
 @patch
-def scores(self:Search, vector:np.ndarray)->np.ndarray: # (d,) -> (windows,)
-    return self.vectors @ vector
-
-@patch
 def best(self:Search, vector:np.ndarray, k:int)->tuple[list[int], list[float]]: # rows and their scores, the best first
-    top = torch.from_numpy(self.scores(vector)).topk(min(k, len(self)))
+    top = torch.from_numpy(self.vectors @ vector).topk(min(k, len(self)))
     return top.indices.tolist(), top.values.tolist()
 
 @patch
@@ -350,12 +333,11 @@ def __call__(self:Search,
     again = self.model.looks_twice
     rows, scores = self.best(self.model.encode_text([text])[0], max(k, CANDIDATES) if again else k)
     if again: rows, scores = self.second_look(text, rows)
-    return self.hits(text, rows[:k], scores[:k])
+    return self.hits(text, zip(rows[:k], scores[:k]))
 
 @patch
-def hits(self:Search, query:str, rows:list[int], scores:list[float])->Hits:
-    found = [Hit(*self.rows[row], score) for row, score in zip(rows, scores)]
-    return Hits(query, self.folder, found)
+def hits(self:Search, query:str, found:Iterable[tuple[int, float]])->Hits: # rows with their scores
+    return Hits(query, self.folder, [Hit(*self.rows[row], score) for row, score in found])
 
 # %% ../../nbs/results/78_search.ipynb #827c2ad9
 @patch
@@ -381,7 +363,7 @@ def similar(self:Search, file:Path, k:int)->Hits: # the file itself is left out
     own = {row for row, (path, *_) in enumerate(self.rows) if (self.folder/path).resolve() == file.resolve()}
     rows, scores = self.best(self.heard(file), k + len(own))
     kept = [(row, score) for row, score in zip(rows, scores) if row not in own][:k]
-    return self.hits(f'like {file.name}', *map(list, zip(*kept))) if kept else self.hits(f'like {file.name}', [], [])
+    return self.hits(f'like {file.name}', kept)
 
 # %% ../../nbs/results/78_search.ipynb #b1ff2982
 class Hits(list):
@@ -394,64 +376,33 @@ class Hits(list):
         import pandas as pd
         return pd.DataFrame([asdict(h) for h in self], columns=['file', 'start', 'end', 'score'])
 
-    def __repr__(self): return '\n'.join(line_of(h) for h in self)
+    def __repr__(self): return '\n'.join(f'{h.score:6.3f}  {span_of(h):>15}  {h.file}' for h in self)
 
     def _repr_html_(self)->str: # with the sounds in it
-        return str(_rows(self, lambda h: _embedded(decode(self.folder/h.file, 22050, (h.start, h.end)))))
-
-def line_of(h:Hit)->str: return f'{h.score:6.3f}  {span_of(h):>15}  {h.file}'
+        from atr_nb.results.report import fill, ogg
+        def src(h): # the sound itself, as an address
+            wave = decode(self.folder/h.file, 22050, (h.start, h.end)).numpy().clip(-1, 1)
+            return f'data:audio/ogg;base64,{base64.b64encode(ogg(wave, 22050)).decode()}'
+        return fill('hits_table.html.j2', hits=self, src=src, span_of=span_of)
 
 def span_of(h:Hit)->str: # such as 0:40-0:50
     def clock(s): return f'{int(s) // 60}:{s % 60:04.1f}'
     return f'{clock(h.start)}-{clock(h.end)}'
 
-def _embedded(wave:Tensor)->str: # a sound as the address of a player, in Ogg Vorbis
-    ogg = io.BytesIO()
-    with soundfile.SoundFile(ogg, 'w', 22050, 1, format='OGG', subtype='VORBIS') as f:
-        # second by second: written at once, a long sound may crash the library
-        for block in np.array_split(wave.numpy().clip(-1, 1), 1 + len(wave) // 22050): f.write(block)
-    return f'data:audio/ogg;base64,{base64.b64encode(ogg.getvalue()).decode()}'
-
 # %% ../../nbs/results/78_search.ipynb #f2c7182a
-ROW = Markup('<tr><td>{rank}</td><td>{score:.3f}</td><td>{file}<br><small>{span}</small></td>'
-             '<td><audio controls preload="none" src="{src}" aria-label="{file}, {span}"></audio></td></tr>\n')
-TABLE = Markup('<table><thead><tr><th>rank</th><th>score</th><th>file</th><th>sound</th></tr></thead>\n'
-               '<tbody>\n{rows}</tbody></table>')
-STYLE = Markup(''':root { color-scheme: light dark; --line: #8886; }
-body { font: 1rem/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; width: 100%; overflow-wrap: anywhere; }
-td, th { text-align: left; padding: .4rem .6rem; border-bottom: 1px solid var(--line); }
-audio { width: 100%; min-width: 11rem; } small { opacity: .75; }
-@media (max-width: 40rem) {
-  thead { display: none; }
-  tr { display: grid; grid-template-columns: 3rem 1fr; }
-  td:nth-child(n+3) { grid-column: 1 / -1; }
-}''')
-PAGE = Markup('''<!doctype html>
-<html lang="en">
-<head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{query}</title><link rel="icon" href="data:,"><style>{style}</style></head>
-<body><main><h1>{query}</h1>
-<p>The best {n} places in {folder}, by {model}. The players read the files where they lie, so it stays with them.</p>
-{table}</main></body></html>
-''')
-
-def _rows(hits:Hits, src:Callable[[Hit], str])->Markup:
-    rows = (ROW.format(rank=n, score=h.score, file=h.file, span=span_of(h), src=src(h)) for n, h in enumerate(hits, 1))
-    return TABLE.format(rows=Markup('').join(rows))
-
 def write_page(
     hits:Hits,
     file:str|Path, # such as hits.html
     model:str, # its name
     )->Path: # the file
     "Write hits as a page with a player for each, which begins where the hit begins."
+    from atr_nb.results.report import fill
     file = Path(file).expanduser()
     def src(h): # from the page to the file, and to the time in it
         path = os.path.relpath((hits.folder/h.file).resolve(), file.resolve().parent)
         return f'{quote(Path(path).as_posix())}#t={h.start:g},{h.end:g}'
-    said = dict(query=hits.query, n=len(hits), folder=hits.folder.resolve().name, model=model)
-    return write_file(file, PAGE.format(style=STYLE, table=_rows(hits, src), **said))
+    where = hits.folder.resolve().name
+    return write_file(file, fill('hits.html.j2', hits=hits, folder=where, model=model, src=src, span_of=span_of))
 
 # %% ../../nbs/results/78_search.ipynb #3a8736ce
 @patch(as_prop=True)
@@ -479,7 +430,7 @@ def says(self:Search,
 def quicken(self:Search,
     neighbours:int=32, # of each vector in the graph
     effort:int=128, # candidates that are kept during the search; more are better and slower
-    questions:int=100, # with which recall is measured
+
     )->float: # share of the exact ten best that is found
     "Search along a graph of neighbours from now on; measure what is lost."
     try: import faiss
@@ -492,7 +443,7 @@ def quicken(self:Search,
         scores, rows = graph.search(vector[None].astype(np.float32), min(k, len(self)))
         return rows[0].tolist(), scores[0].tolist()
     rng = np.random.default_rng(0)
-    asked = vectors[rng.integers(len(vectors), size=questions)]
+    asked = vectors[rng.integers(len(vectors), size=100)]
     asked = asked + rng.normal(0, .3 / asked.shape[1] ** .5, asked.shape).astype(np.float32)
     found = [len(set(walk(q, 10)[0]) & set(exact(q, 10)[0])) / min(10, len(self)) for q in asked]
     self.best = walk
