@@ -56,19 +56,20 @@ def papers(
 
 def verdicts(
     root:Path, # the folder that holds nbs/ and reports/
+    profile:str='embedded',
     )->str: # a table in Markdown, a row for each paper; links start in nbs/
     "Every claim under its verdict, with the effect that decided it; a paper's name leads to the notebook that was run"
     from atr_nb.results.claims import SAYS, deciding, load_claims
     from atr_nb.results.tables import signed
     rows = []
     for name in (p.name for p in reproductions(root)):
-        folder = root/'reports'/'embedded'/name
-        if not (folder/'claims.json').is_file(): continue # not run yet
+        folder = root/'reports'/profile/name
+        if not (folder/'claims.json').is_file(): continue # not run with this profile yet
         claims, said = load_claims(folder), {verdict: [] for verdict in SAYS}
         for claim, statements in claims.by_claim().items():
             effect = signed(deciding(statements)['effect'])
             said[claims.of(claim)].append(f'{claim} ({effect})'.replace('|', r'\|'))
-        cells = [f'[`{name}`](../reports/embedded/{name}/notebook.ipynb)', *map('; '.join, said.values())]
+        cells = [f'[`{name}`](../reports/{profile}/{name}/notebook.ipynb)', *map('; '.join, said.values())]
         rows.append(f'| {" | ".join(cells)} |')
     return '\n'.join([f'| paper | {" | ".join(SAYS.values())} |', '|---|---|---|---|', *rows])
 
