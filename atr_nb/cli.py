@@ -141,7 +141,6 @@ def alone(
 # %% ../nbs/80_cli.ipynb #bb979d4e
 def _papermill(notebook, running, parameters, progress, cwd):
     from papermill import execute_notebook
-
     for noisy in ('papermill', 'asyncio'): logging.getLogger(noisy).setLevel(logging.CRITICAL) # what matters is raised
     execute_notebook(notebook, running, parameters, kernel_name='python3', language='python', cwd=cwd,
                      start_timeout=180,
@@ -376,7 +375,6 @@ def listed(args:Namespace)->int:
 @contextmanager
 def plainly():
     "Warnings as one line each, without the place in the code"
-
     with warnings.catch_warnings():
         warnings.simplefilter('default', UserWarning)
         warnings.showwarning = lambda message, *_: print(f'atr-nb: {message}', file=sys.stderr)
@@ -487,8 +485,8 @@ def parser()->ArgumentParser:
     p = command('compare', compare, 'compare two reports: rows that moved, verdicts that changed')
     p.add_argument('a', metavar='A', help='a folder of reports, of one profile, or of one paper')
     p.add_argument('b', metavar='B', help='another')
-    data = commands.add_parser('data', help='look after data').add_subparsers(
-        dest='what', required=True, metavar='COMMAND')
+    data = commands.add_parser('data', help='look after data')
+    data = data.add_subparsers(dest='what', required=True, metavar='COMMAND')
     p = command('check', data_check, 'decode every clip of a folder, list what is wrong and the splits', data)
     p.add_argument('folder', metavar='FOLDER', help='a folder with sounds, and a metadata.csv if they have captions')
     p = command('models', models, 'list the models that were trained')

@@ -34,8 +34,6 @@ def _place(page:Page): # index first, then by room, then as the notebooks say, t
     room = list(rooms).index(page.folder) if page.folder in rooms else len(rooms)
     return page.path != 'nbs/index.ipynb', room, page.order, page.path
 
-
-
 def house(
     root:Path, # the folder that holds nbs/
     )->list[Page]:

@@ -59,7 +59,7 @@ class Settings(_Shown):
     ablation_seeds:tuple[int,...] = (0,) # for everything else
     device:str = 'auto' # cpu, mps, cuda (the first GPU), cuda:N, or auto (cuda where there is one, else cpu)
     precision:str = 'no' # mixed precision of training: no, bf16 or fp16; a CPU has no fp16
-    feature_precision:str = 'auto' # frozen convolutions: float32, bfloat16, or auto (the quicker one, table 20_panns)
+    feature_precision:str = 'auto' # of frozen convolutions: float32, bfloat16, or auto, the quicker on this processor
     jobs:int = 0 # runs trained at once, where encoders are frozen and there is no GPU; 0: one per core, 8 at most
     cache:Path = Path('~/.cache/atr_nb') # encoder features: safe to delete, they are computed again
     runs:Path = Path('~/.local/share/atr_nb/runs') # trained models and records: without them, all is trained again

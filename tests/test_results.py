@@ -63,7 +63,7 @@ def house(tmp_path):
 
 # ---- published numbers
 
-def test_everyknown_numbers_file_is_trustworthy():
+def test_every_published_file_is_trustworthy():
     papers = {p.stem for p in P.FOLDER.glob('*.csv')}
     assert papers >= {'baseline', '3cmlf', 'mgrl', 'hci_ac', 'tha_dcr', 'diffatr'}
     for paper in papers:
@@ -81,7 +81,7 @@ def test_untrustworthy_rows_are_named(tmp_path, row, complaint):
     with pytest.raises(ValueError, match=complaint) as e: P.published('toy', tmp_path)
     assert 'toy.csv, line 3' in str(e.value)
 
-def testknown_numbers_columns_are_checked(tmp_path):
+def test_published_columns_are_checked(tmp_path):
     (tmp_path/'toy.csv').write_text('paper,table\n')
     with pytest.raises(ValueError, match='expected paper, table, row'): P.published('toy', tmp_path)
     with pytest.raises(FileNotFoundError, match='papers at hand: toy'): P.published('nobody', tmp_path)

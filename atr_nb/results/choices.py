@@ -9,7 +9,6 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 import numpy as np, pandas as pd
-
 from fastcore.basics import patch
 from ..files import PACKAGE, Damaged, sealed, unsealed, write_file
 from ..methods import names
@@ -102,7 +101,6 @@ class Search:
         self.row = row or (lambda values, dataset, seed:
                            as_row(lab, method, self.setup.frames() | values) | dict(setup=setup))
         self.settings, self.folder = draw(self.choices, n, seed), lab.folder/method
-        self.file = self.folder/'trials.jsonl'
         self._try_out()
         s = lab.settings
         question = dict(choices=self.choices, trials=n, seed=seed, datasets=s.datasets,
@@ -115,6 +113,9 @@ class Search:
         for k, values in enumerate(self.settings):
             try: self.setup.model(self.method, as_row(self.lab, self.method, values)['options'], self.seed)
             except (ValueError, TypeError) as e: raise ValueError(f'{self.method}, trial {k} ({values}): {e}') from e
+
+    @property
+    def file(self)->Path: return self.folder/'trials.jsonl'
 
 # %% ../../nbs/results/79_choices.ipynb #c0f4f915
 @patch

@@ -13,7 +13,6 @@ from torch import Tensor
 from ..data.batches import RandomBatches
 from ..data.scenes import near_miss_recall
 from ..methods.cmlf import SHARES, cmlf_recipe
-
 from .report import Examples, known_numbers, save_examples, save_figure
 from . import claims, tables
 from .claims import Claim, Verdicts, judge_all, write_claims

@@ -46,8 +46,11 @@ def _label(lines:list[dict], method:str)->dict: # paper, row and profile of a ru
     "The name of a run. The baseline is in every paper's tables, so the paper of its own name comes first."
     return min(lines, key=lambda line: line['paper'] != method, default=dict(paper='', row=method, profile=''))
 
+def _kept(result:dict)->dict: # of a run -> the line of the stage whose weights are 'best'
+    return result['stages'][-1]
+
 def _listed(record:Path, told:dict[str, list])->dict: # a row of the list
-    run, recall = load_json(record), load_json(record.with_name('result.json'))['stages'][-1]['score'] / 3
+    run, recall = load_json(record), _kept(load_json(record.with_name('result.json')))['score'] / 3
     method = load_json(record.with_name('identity.json'))['method']
     about = _label(told.get(run['run'], []), method)
     size = record.with_name('best.safetensors').stat().st_size
@@ -284,7 +287,7 @@ def _scores(model:RetrievalModel, audio:Encoded, text:Encoded)->Tensor: # (clips
 
 # %% ../../nbs/results/77_models.ipynb #e9415d02
 def _story(folder:Path, label:dict)->dict: # of a run -> content of the model card
-    record, kept = load_json(folder/'record.json'), load_json(folder/'result.json')['stages'][-1] # has the best weights
+    record, kept = load_json(folder/'record.json'), _kept(load_json(folder/'result.json'))
     fields = 'run dataset seed n_clips n_captions n_parameters commit versions device seconds'
     story = {k: label[k] for k in ('paper', 'row', 'profile')} | {k: record[k] for k in fields.split()}
     story |= dict(epoch=kept['epoch'], validation=kept['metrics'], test=record['metrics'])
@@ -342,8 +345,9 @@ def _save_pretrained(self:Retriever, save_directory:Path)->None:
 @patch
 def generate_model_card(self:Retriever, *args, **kwargs)->ModelCard:
     "What the model is, what it was trained on, how good it is, and what it cannot do."
-    return ModelCard.from_template(self._hub_mixin_info.model_card_data, template_path=PACKAGE/'assets'/'card.md.j2',
-                                   c=self.config, told=self.config['trained'])
+    from atr_nb.results.report import fill
+    text = fill('card.md.j2', c=self.config, told=self.config['trained'])
+    return ModelCard(f'---\n{self._hub_mixin_info.model_card_data.to_yaml()}\n---\n\n{text}')
 
 @patch(cls_method=True)
 def from_pretrained(cls:Retriever,
@@ -465,7 +469,6 @@ def _from_folder(folder:Path)->Retriever|Clap:
     return Clap(folder) if clap else Retriever.from_pretrained(folder)
 
 def _from_hub(name:str)->Retriever|Clap:
-
     try: return _from_folder(Path(snapshot_download(name)))
     except (HfHubHTTPError, LocalEntryNotFoundError) as e:
         why = str(e).splitlines()[0]

@@ -49,7 +49,9 @@ class Statement:
         self.uses = _used(table) | self.changes
         called = [n.func for n in inside if isinstance(n, ast.Call)]
         self.calls = {getattr(f, 'attr', getattr(f, 'id', '')) for f in called}
-        self.is_function = isinstance(node, ast.FunctionDef)
+
+    @property
+    def is_function(self)->bool: return isinstance(self.node, ast.FunctionDef)
 
 # %% ../../nbs/results/79_plan.ipynb #5e84186b
 def statements(sources:list[str])->list[Statement]: # of code cells
@@ -219,6 +221,10 @@ def earlier(settings:Settings)->dict[str, list[dict]]: # page -> records of the 
     return found
 
 # %% ../../nbs/results/79_plan.ipynb #234d6388
+def _mean(values)->float: # NaN for none
+    values = list(values)
+    return sum(values) / len(values) if values else math.nan
+
 @dataclass(frozen=True)
 class Plan:
     "What a page will have to do."
@@ -234,8 +240,8 @@ class Plan:
         if self.failed: return f'{self.paper}: no plan ({self.failed})'
         shared = f', {self.shared} shared with earlier pages' if self.shared else ''
         more = ', and perhaps others, as results come out' if self.unknown else ''
-        time = f'about {duration(self.seconds)} of training'
-        if math.isnan(self.seconds): time = 'no earlier times to go by'
+        unknown = math.isnan(self.seconds)
+        time = 'no earlier times to go by' if unknown else f'about {duration(self.seconds)} of training'
         end = f'; {time}' if self.todo else ''
         number = f'{self.todo or "no"} run{"s" * (self.todo != 1)}'
         return f'{self.paper}: {number} to do, {self.there} at hand{shared}{more}{end}'
@@ -262,10 +268,9 @@ def weigh(paper:str, notes:Notes, settings:Settings, known:dict[str, list[dict]]
     todo = {run: place for run, place in (asked | later).items() if run not in there | shared}
     seen.update(asked)
     times = _seconds(own, notes.device)
-    usual = [s for *_, s in times or _seconds(sum(known.values(), []), notes.device)]
-    mean = sum(usual) / len(usual) if usual else math.nan
+    usual = _mean(s for *_, s in times or _seconds(sum(known.values(), []), notes.device))
     by = {place: s for _, place, s in times} | {run: s for run, _, s in times}
-    seconds = sum(by.get(run, by.get(place, mean)) for run, place in todo.items()) / notes.jobs
+    seconds = sum(by.get(run, by.get(place, usual)) for run, place in todo.items()) / notes.jobs
     return Plan(paper, len(todo), len(there), len(shared), notes.later and not own, seconds)
 
 # %% ../../nbs/results/79_plan.ipynb #8cdae8c1

@@ -5,16 +5,14 @@
 # %% ../../nbs/results/73_report.ipynb #417a2dbe
 from __future__ import annotations
 import hashlib, io, json, re
-
 from dataclasses import dataclass
 from math import ceil, floor, inf
 from itertools import zip_longest
 from pathlib import Path
 from urllib.parse import quote
 import numpy as np, pandas as pd, soundfile
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup, escape
-
 from ..figures import draw_stages
 from ..files import PACKAGE, write_file
 from ..notebooks import About, about, body, read_notebook
@@ -382,11 +380,10 @@ def _paper(name:str, results:list[dict])->dict:
 # %% ../../nbs/results/73_report.ipynb #01aa7266
 ASSETS = PACKAGE/'assets'
 
-
 def fill(template:str, **values)->str:
-    "Fill a template from the package's assets; every value is escaped unless it is marked safe."
-    env = Environment(loader=FileSystemLoader(ASSETS), autoescape=True, undefined=StrictUndefined,
-                      trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    "Fill a template from the package's assets. In HTML every value is escaped unless it is marked safe."
+    env = Environment(loader=FileSystemLoader(ASSETS), autoescape=select_autoescape(('html.j2',)),
+                      undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     return env.get_template(template).render(**values)
 
 # %% ../../nbs/results/73_report.ipynb #27b063da
@@ -443,8 +440,6 @@ def _write_page(folder:Path)->list[str]: # notices about it
     try: notebook_page(folder/'notebook.ipynb')
     except ValueError: return ['notebook.ipynb cannot be shown as a page: it is not a complete notebook.']
     return []
-
-
 
 def _sorted_out(out:Path)->tuple[dict, dict]: # paper -> its results; everything else, for the template
     "Sort the folders: results, choices, pages that train nothing, nothing yet. Writes the notebooks' pages."

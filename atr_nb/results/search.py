@@ -216,8 +216,6 @@ def looks_foreign(
     split = sum(n > 1 for n in pieces(words))
     return outside >= len(letters) / 4 or bool(LITTLE & set(words)) or split >= 2 and split > len(words) / 2
 
-
-
 def check_question(text:str|None, k:int, like:str|Path|None)->None:
     "ValueError for a query that no index could answer, before anything is encoded."
     if (text is None) == (like is None):
@@ -430,7 +428,6 @@ def says(self:Search,
 def quicken(self:Search,
     neighbours:int=32, # of each vector in the graph
     effort:int=128, # candidates that are kept during the search; more are better and slower
-
     )->float: # share of the exact ten best that is found
     "Search along a graph of neighbours from now on; measure what is lost."
     try: import faiss

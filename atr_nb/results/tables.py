@@ -262,6 +262,5 @@ def write_tables(
     frames = pd.concat([t.frame.assign(table=t.name) for t in tables])
     frames['embedded'] = frames.dataset.str.startswith('scenes')
     first = ['table', 'row', 'dataset', 'split', 'embedded']
-
     write_file(folder/'tables.md', '# Tables\n\n' + '\n'.join(t._repr_markdown_() for t in tables))
     write_file(folder/'tables.csv', frames.set_index(first).to_csv(float_format='%.4f', lineterminator='\n'))
