@@ -73,7 +73,8 @@ class Browser:
 def page(tmp_path_factory):
     "The report of this project; one of its papers was also run under a second profile."
     out = tmp_path_factory.mktemp('browser')/'reports'
-    shutil.copytree(ROOT/'reports', out, ignore=shutil.ignore_patterns('notebook.html', 'ranks.npz'))
+    parts = shutil.ignore_patterns('notebook.html', 'ranks.npz')
+    shutil.copytree(ROOT/'reports'/'embedded', out/'embedded', ignore=parts) # and no profile that was run here besides
     shutil.copytree(out/'embedded'/'baseline', out/'audiocaps'/'baseline')
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, '_write_page', lambda folder: [])
