@@ -53,6 +53,10 @@ def _fork(task:Callable[[], object], said:Path)->multiprocessing.Process:
     return child
 
 # %% ../nbs/05_processes.ipynb #0b34e66d
+def _name(bar:tqdm, *tasks:str)->None:
+    "Name the tasks that run. A bar with a delay shows them when it shows itself; a bar that is off has none."
+    bar.set_postfix_str('; '.join(tasks), refresh=not getattr(bar, 'delay', 0))
+
 def together(
     tasks:dict[str, Callable[[], object]], # what it is -> what to do; each leaves its result in files
     jobs:int, # processes at a time
@@ -62,7 +66,7 @@ def together(
     "Do tasks, several at a time. One whose process fails is left undone, and the next caller does it again."
     if jobs < 2 or len(tasks) < 2:
         for name, task in tasks.items():
-            bar.set_postfix_str(name)
+            _name(bar, name)
             task()
             bar.update()
         return set(tasks)
@@ -77,7 +81,7 @@ def _in_processes(tasks:dict, jobs:int, bar:tqdm, all_or_none:bool, folder:Path)
                 k, (name, task) = waiting.pop(0)
                 said = folder/f'{k}.txt'
                 running[_fork(task, said)] = name, said
-            bar.set_postfix_str('; '.join(name for name, _ in running.values()))
+            _name(bar, *(name for name, _ in running.values()))
             ended = wait([child.sentinel for child in running], timeout=1)
             for child in [c for c in running if c.sentinel in ended]:
                 name, said = running.pop(child)

@@ -58,7 +58,7 @@ def package(tmp_path, monkeypatch):
 def setup_of(parts):
     "What a run's identity asks of a setup"
     scenes, ear, voice = parts
-    return SimpleNamespace(settings=replace(load('smoke'), root=ROOT), fingerprints=(ear.fingerprint(), voice.fingerprint()), extractor=ear, clips=lambda dataset, split: scenes, device=torch.device('cpu'))
+    return SimpleNamespace(settings=replace(load('smoke'), root=ROOT), fingerprints=(ear.fingerprint(), voice.fingerprint()), features_in=ear.precision, clips=lambda dataset, split: scenes, device=torch.device('cpu'))
 
 
 def keys(parts):

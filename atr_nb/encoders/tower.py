@@ -11,7 +11,7 @@ from ..model import Encoded, Encoder, Precomputed, RetrievalModel, fill_padding,
 _all_ = ['Precomputed'] # towers are mostly built on it
 
 # %% auto #0
-__all__ = ['heads_for', 'hidden', 'Context', 'Reader', 'merge_tokens', 'Tower', 'TwoTower', 'Precomputed']
+__all__ = ['heads_for', 'hidden', 'Context', 'Reader', 'merge_tokens', 'of_valid', 'Tower', 'TwoTower', 'Precomputed']
 
 # %% ../../nbs/encoders/24_tower.ipynb #1a445577
 def heads_for(width:int)->int: # of an attention
@@ -92,7 +92,11 @@ def merge_tokens(
     return x.sum(2) / windows.sum(2, keepdim=True).clamp(min=1), windows.any(2)
 
 # %% ../../nbs/encoders/24_tower.ipynb #12046103
-def _of_valid(f:nn.Module, tokens:Tensor, mask:Tensor|None)->Tensor: # (B, T, width)
+def of_valid(
+    f:nn.Module, # of one token, (n, d) -> (n, width)
+    tokens:Tensor, # (B, T, d)
+    mask:Tensor|None, # True where valid (B, T)
+    )->Tensor: # (B, T, width)
     "f of every valid token; zeros at padding, for which f is not computed."
     if mask is None or mask.all(): return f(tokens)
     rows = mask.flatten().nonzero().squeeze(1)
@@ -124,7 +128,7 @@ class Tower(nn.Module):
         tokens, mask = e.tokens, e.mask
         if self.stride > 1: tokens, mask = merge_tokens(tokens, mask, self.stride)
         if self.context: tokens = self.context(tokens, mask)
-        joint = _of_valid(self.head, tokens, mask) if self.tokens or self.pool else None
+        joint = of_valid(self.head, tokens, mask) if self.tokens or self.pool else None
         if self.pool: pooled = self.pool(joint, mask)
         else: pooled = self.head(self.encoder.pool(tokens, mask) if self.context else e.pooled)
         return Encoded(pooled, joint if self.tokens else None, mask, e.levels if self.levels else ())

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from ..alignment.cross import cross_attention
 from ..alignment.factors import Confidence, decorrelation, factor_cosines
 from ..alignment.tokens import clip_sentence, late_interaction
-from ..encoders.tower import Context, TwoTower, merge_tokens
+from ..encoders.tower import Context, TwoTower, merge_tokens, of_valid
 from ..model import Encoded, Encoder, fill_padding, mask_of, unit
 from ..training.losses import named, nt_xent, score_of
 from ..words import one_of
@@ -31,6 +31,10 @@ def depths_of(
     return tuple(max(1, round(blocks * share)) - 1 for share in (1/3, 5/6, 1))
 
 # %% ../../nbs/methods/64_tha_dcr.ipynb #1368a16e
+def _finer(mask:Tensor, tokens:Tensor)->Tensor: # (B, T_l)
+    "The mask (B, T) for a level (B, T_l, d) that has one or several tokens for each."
+    return mask.repeat_interleave(tokens.shape[1] // mask.shape[1], 1)
+
 class DepthTower(nn.Module):
     "An encoder that returns its tokens at several depths, each in the joint space."
     def __init__(self,
@@ -60,13 +64,14 @@ class DepthTower(nn.Module):
         mask:Tensor|None=None, # True where valid
         )->Encoded: # pooled (B, width); tokens and mask of the high depth; levels: the depths below (B, T_l, width)
         outputs, mask = self._outputs(self.encoder(x, mask))
-        *below, tokens = (head(outputs[k]) for head, k in zip(self.heads, self.blocks))
+        below = [of_valid(head, outputs[k], _finer(mask, outputs[k])) for head, k in zip(self.heads, self.blocks)]
+        tokens = below.pop()
         return Encoded(self.encoder.pool(tokens, mask), tokens, mask, tuple(below))
 
 def _unit_levels(e:Encoded)->Encoded: # vectors of length one; padding is zero, also in levels that have more tokens
     scaled, dtype = unit(e), torch.promote_types(e.pooled.dtype, torch.float32)
-    finer = [mask_of(e.tokens, e.mask).repeat_interleave(l.shape[1] // e.tokens.shape[1], 1) for l in e.levels]
-    levels = tuple(fill_padding(F.normalize(l.to(dtype), dim=2), m) for l, m in zip(e.levels, finer))
+    mask = mask_of(e.tokens, e.mask)
+    levels = tuple(fill_padding(F.normalize(l.to(dtype), dim=2), _finer(mask, l)) for l in e.levels)
     return Encoded(scaled.pooled, scaled.tokens, scaled.mask, levels)
 
 # %% ../../nbs/methods/64_tha_dcr.ipynb #55373587

@@ -69,7 +69,7 @@ def peak_memory_mb(device:torch.device)->int:
 def circumstances(setup:Setup, seconds:float)->dict: # fields of a record
     "Where, with what and how long something was computed."
     device = device_name(setup.device)
-    if not setup.settings.finetune: device += f', features in {setup.extractor.precision}'
+    if setup.features_in: device += f', features in {setup.features_in}'
     return dict(commit=commit(), versions=versions(), device=device, seconds=round(seconds, 3),
                 peak_memory_mb=peak_memory_mb(setup.device))
 
@@ -82,7 +82,7 @@ def _identity(setup:Setup, dataset:str, method:str, options:dict, recipe:Recipe,
               extra:dict, splits:tuple=SPLITS)->dict: # without 'test' where that split is not used
     s, (audio, text) = setup.settings, setup.fingerprints
     return dict(dataset=dataset, data={part: setup.clips(dataset, part).manifest_hash for part in splits},
-        audio=audio, text=text, features=None if s.finetune else setup.extractor.precision,
+        audio=audio, text=text, features=setup.features_in,
         finetune=s.finetune, precision=s.precision, width=s.width,
         method=method, options=options, recipe=asdict(recipe), seed=seed, extra=extra, device=setup.device.type,
         code=code_hash('atr_nb.results.runs', *modules(method, options), *map(type, samplers.values())))

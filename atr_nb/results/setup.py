@@ -52,6 +52,10 @@ class Setup:
         return self.encoders[0].faster(quick_precision(self.device) if wanted == 'auto' else wanted)
 
     @property
+    def features_in(self)->str|None: # the precision of stored features; None where encoders are fine-tuned
+        return None if self.settings.finetune else self.extractor.precision
+
+    @property
     def jobs(self)->int: # 1 where encoders are fine-tuned, with a GPU, and where processes cannot be forked
         "How many processes work at the same time."
         s = self.settings

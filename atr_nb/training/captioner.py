@@ -5,8 +5,9 @@
 # %% ../../nbs/training/56_captioner.ipynb #42a343e8
 from __future__ import annotations
 import json, time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 import torch
 from filelock import FileLock
@@ -269,13 +270,15 @@ def _in_order(told, true)->list[bool]: # for each two kinds in different slots o
 
 # %% ../../nbs/training/56_captioner.ipynb #5f43ac71
 @torch.no_grad()
-def nearest_sentences(said:list[str], captions:list[list[str]], encoder:Encoder)->dict: # cosines
+def nearest_sentences(
+    said:list[str], # a sentence for each clip
+    captions:list[list[str]], # of each clip
+    vectors:Callable[[list[str]], Tensor], # sentences -> (sentences, d)
+    )->dict: # cosines
     "The mean cosine of each sentence with the nearest caption of its clip, and of the clip half a list away."
-    device = next(encoder.eval().parameters()).device
-    def vectors(sentences):
-        return nn.functional.normalize(encoder(*(x.to(device) for x in encoder.tokenize(sentences))).pooled, dim=-1)
-    told = vectors(said)
-    each = [vectors(c) for c in captions]
-    def near(shift): # the clip so many further down the list
-        return sum(float((each[(k + shift) % len(each)] @ t).max()) for k, t in enumerate(told)) / len(said)
-    return {'nearest caption of its clip': near(0), 'of another clip': near(len(each) // 2)}
+    told, there = (nn.functional.normalize(vectors(s), dim=1) for s in (said, list(chain(*captions))))
+    of_clips = (told @ there.T).split([len(c) for c in captions], 1)
+    near = torch.stack([cosines.amax(1) for cosines in of_clips], 1) # (sentences, clips)
+    another = near.roll(-(len(captions) // 2), 1)
+    return {'nearest caption of its clip': float(near.diagonal().mean()),
+            'of another clip': float(another.diagonal().mean())}
