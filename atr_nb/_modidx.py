@@ -120,6 +120,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'atr_nb.cli.Progress.write': ('cli.html#progress.write', 'atr_nb/cli.py'),
                             'atr_nb.cli._asked': ('cli.html#_asked', 'atr_nb/cli.py'),
                             'atr_nb.cli._bar': ('cli.html#_bar', 'atr_nb/cli.py'),
+                            'atr_nb.cli._begin': ('cli.html#_begin', 'atr_nb/cli.py'),
                             'atr_nb.cli._blame': ('cli.html#_blame', 'atr_nb/cli.py'),
                             'atr_nb.cli._code': ('cli.html#_code', 'atr_nb/cli.py'),
                             'atr_nb.cli._execute_all': ('cli.html#_execute_all', 'atr_nb/cli.py'),

@@ -177,6 +177,11 @@ def execute(
     return done
 
 # %% ../nbs/80_cli.ipynb #e9580935
+def _begin()->None: # of the process that plans
+    import torch
+    signal.signal(signal.SIGINT, signal.SIG_IGN) # Ctrl-C is for the parent to hear
+    torch.set_num_threads(1) # in a forked process the other threads do not exist
+
 def _asked(*what)->list: # in a process of its own
     from atr_nb.results.plan import plans
     return plans(*what)
@@ -185,12 +190,15 @@ def _planned(notebooks:dict[str, Path], settings:Settings, given:dict)->list: # 
     "What each notebook will have to do, and all together."
     from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
     from multiprocessing import get_context
+    from atr_nb.processes import can_fork
+    from atr_nb.results.setup import Setup
     training = {name: file for name, file in notebooks.items() if 'Experiment(' in file.read_text(encoding='utf-8')}
     if not training: return []
+    given = parameters(settings, given) | dict(jobs=Setup(settings).jobs) # here, where all threads can be counted
+    how = get_context('fork' if can_fork() else 'spawn') # a fork has imported already what this process has
     try:
-        deaf = signal.SIGINT, signal.SIG_IGN # Ctrl-C is for the parent to hear
-        with ProcessPoolExecutor(1, get_context('spawn'), signal.signal, deaf) as process:
-            return process.submit(_asked, training, settings, parameters(settings, given)).result()
+        with ProcessPoolExecutor(1, how, _begin) as process:
+            return process.submit(_asked, training, settings, given).result()
     except BrokenExecutor as e:
         print(f'no plan: {e}', file=sys.stderr)
         return []
