@@ -186,19 +186,18 @@ def _asked(*what)->list: # in a process of its own
     from atr_nb.results.plan import plans
     return plans(*what)
 
-def _planned(notebooks:dict[str, Path], settings:Settings, given:dict)->list: # `Plan`s
+def _planned(notebooks:dict[str, Path], setup, given:dict)->list: # setup: a `Setup`; returns `Plan`s
     "What each notebook will have to do, and all together."
     from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
     from multiprocessing import get_context
     from atr_nb.processes import can_fork
-    from atr_nb.results.setup import Setup
     training = {name: file for name, file in notebooks.items() if 'Experiment(' in file.read_text(encoding='utf-8')}
     if not training: return []
-    given = parameters(settings, given) | dict(jobs=Setup(settings).jobs) # here, where all threads can be counted
+    given = parameters(setup.settings, given) | dict(jobs=setup.jobs) # here, where all threads can be counted
     how = get_context('fork' if can_fork() else 'spawn') # a fork has imported already what this process has
     try:
         with ProcessPoolExecutor(1, how, _begin) as process:
-            return process.submit(_asked, training, settings, given).result()
+            return process.submit(_asked, training, setup.settings, given).result()
     except BrokenExecutor as e:
         print(f'no plan: {e}', file=sys.stderr)
         return []
@@ -264,13 +263,13 @@ def reproduce(args:Namespace)->int: # 0, or 1 if anything failed
     settings = load(given.pop('profile', args.profile), **given)
     found = notebooks(Path(args.notebooks) if args.notebooks else settings.root/'nbs'/'reproduce')
     names = choose(args.papers, found)
-    from atr_nb.results.opening import check # takes a second; a mistake above is told at once
-    check(settings)
+    from atr_nb.results.setup import Setup # takes seconds; a mistake above is told at once
+    setup = Setup(settings) # checks what they name
     sources = [c.source for n in names for c in read_notebook(found[n]).cells if c.cell_type == 'code']
     folders = settings.cache, settings.runs, settings.out/settings.profile
     if not args.plan:
         for folder in folders: folder.mkdir(parents=True, exist_ok=True)
-    plans = _planned({n: found[n] for n in names}, settings, given)
+    plans = _planned({n: found[n] for n in names}, setup, given)
     print(*plans, sep='\n', end='\n' if plans else '', file=sys.stdout if args.plan else sys.stderr)
     if args.plan: return int(any(plan.failed for plan in plans))
     cells = sum(bool(s.strip()) for s in sources) + len(names) # one is injected into each notebook
