@@ -32,7 +32,7 @@ __all__ = ['describe', 'cross_fitted', 'describe_ahead', 'from_file', 'shuffled'
 def _trained_on(setup:Setup, train:Pairs, valid:Pairs, seed:int, force:bool)->tuple: # a captioner, and about it
     s, audio = setup.settings, setup.encoders[0]
     return train_captioner(audio.stand_in(), train, valid, s.runs, seed, device=s.device,
-                           made_by=f'{setup.fingerprints[0]} in {setup.extractor.precision}', force=force)
+                           made_by=f'{setup.fingerprints[0]} in {setup.features_in}', force=force)
 
 def _said(setup:Setup, model, about:dict, *described:Pairs)->dict: # clip id -> caption
     home = setup.settings.runs/f"captioner-{about['name']}"

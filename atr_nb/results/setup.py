@@ -91,8 +91,8 @@ def add(self:Setup, pairs:Pairs)->Pairs:
 # %% ../../nbs/results/69_setup.ipynb #59417b7e
 @patch
 def frames(self:Setup)->dict: # options that every method which compares frames takes
-    "Where encoders are frozen, pairs of frames are averaged, and a Transformer layer shows them their neighbours."
-    return {} if self.settings.finetune else dict(stride=2, context=1)
+    "Where encoders are frozen, three frames are averaged into one, and a Transformer layer shows it its neighbours."
+    return {} if self.settings.finetune else dict(stride=3, context=1)
 
 @patch
 def model(self:Setup, method:str, options:dict, seed:int)->RetrievalModel:
