@@ -1,5 +1,9 @@
 "What was chosen, and what stands in the code, are the same thing."
 import inspect
+import json
+import re
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 
@@ -8,7 +12,7 @@ from atr_nb.methods.cmlf import SHARES
 from atr_nb.methods.hci_ac import HCI
 from atr_nb.methods.mgrl import MGRL
 from atr_nb.methods.tha_dcr import THA
-from atr_nb.results.choices import choices_of, chosen, declaring, first_written
+from atr_nb.results.choices import REPORTS, choices_of, chosen, declaring, first_written
 from atr_nb.results.experiment import mined
 from atr_nb.settings import load
 
@@ -28,6 +32,14 @@ def test_the_winner_is_the_default(method, of):
     "Of the methods; the baseline stays as it was published, and a learning rate belongs to a profile"
     values = {name: value for name, value in chosen(load('embedded'), method).items() if name != 'learning_rate'}
     assert values and values == {name: defaults(of)[name] for name in values}
+
+
+@pytest.mark.parametrize('module, method', [('methods.mgrl', 'mgrl'), ('methods.hci_ac', 'hci_ac'),
+                                            ('methods.tha_dcr', 'tha_dcr'), ('results.experiment', 'cmlf')])
+def test_the_code_names_the_trial_that_won(module, method):
+    source = Path(import_module(f'atr_nb.{module}').__file__).read_text()
+    named = re.findall(r'trial (\d+) of reports/embedded/choices', source)
+    assert named == [str(json.loads((REPORTS/'embedded/choices/chosen.json').read_text())[method]['trial'])]
 
 
 def test_the_winning_curriculum_is_the_default():

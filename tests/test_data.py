@@ -72,6 +72,12 @@ def test_no_caption_column(folder):
     pd.DataFrame(dict(file_name=['0.wav'], words=['x'])).to_csv(folder/'metadata.csv', index=False)
     fails('no caption column.*file_name, words', Folder, folder)
 
+def test_captions_in_another_language(folder):
+    pd.DataFrame(dict(file_name=['0.wav'], caption=['x'], caption_de=['y'])).to_csv(folder/'metadata.csv', index=False)
+    fails("column 'caption_de' seems to hold captions in another language", Folder, folder)
+    pd.DataFrame(dict(file_name=['0.wav'], caption=['x'], lang=['fr'])).to_csv(folder/'metadata.csv', index=False)
+    fails("row 2: lang is 'fr'", Folder, folder)
+
 def test_no_file_name_column(folder):
     pd.DataFrame(dict(path=['0.wav'], caption=['x'])).to_csv(folder/'metadata.csv', index=False)
     fails("no column 'file_name'.*path, caption", Folder, folder)

@@ -5,11 +5,12 @@
 # %% ../../nbs/alignment/31_tokens.ipynb #9f7b31d3
 from __future__ import annotations
 import torch
-from torch import Tensor
-from ..model import Encoded, masked_softmax
+from torch import nn, Tensor
+from ..model import Encoded, mask_of, masked_softmax
 
 # %% auto #0
-__all__ = ['GRAINS', 'token_interaction', 'clip_sentence', 'frame_sentence', 'clip_word', 'frame_word', 'late_interaction']
+__all__ = ['GRAINS', 'token_interaction', 'clip_sentence', 'frame_sentence', 'clip_word', 'frame_word', 'late_interaction',
+           'TokenWeights', 'WeightedInteraction']
 
 # %% ../../nbs/alignment/31_tokens.ipynb #0574a3c0
 def _with_guide(tokens:Tensor, guide:Tensor)->Tensor: return torch.einsum('akd,cd->ack', tokens, guide) # (A, C, K)
@@ -99,14 +100,13 @@ def _shares(e:Encoded)->Tensor: # (B, K); a row without a valid token has none
     mask = e.masked().mask.to(e.tokens.dtype)
     return mask / mask.sum(1, keepdim=True).clamp(min=1)
 
-def _lined_up(e:Encoded)->tuple[Tensor, Tensor]: # (W, d), (B,)
-    "The valid tokens of all rows, concatenated, and their number per row; an empty row keeps its padding."
+def _kept(e:Encoded)->Tensor: # (B, N)
+    "True for the valid tokens of a row, and for the padding of an empty one."
     mask = e.masked().mask
-    mask = mask | ~mask.any(1, keepdim=True)
-    return e.tokens[mask], mask.sum(1)
+    return mask | ~mask.any(1, keepdim=True)
 
 def _by_caption(x:Tensor, how:str, n:Tensor)->Tensor: # (..., W) -> (..., C)
-    "Maximum or mean over the words of each caption, of which there are n (C,)."
+    "Maximum, mean or sum over the words of each caption, of which there are n (C,)."
     return torch.segment_reduce(x, how, lengths=n.expand(*x.shape[:-1], -1).contiguous(), axis=x.dim() - 1)
 
 def _highest(x:Tensor, dim:int)->Tensor:
@@ -116,10 +116,37 @@ def _highest(x:Tensor, dim:int)->Tensor:
 def late_interaction(
     audio:Encoded, # unit vectors, with tokens (A, K, d)
     text:Encoded, # unit vectors, with tokens (C, N, d)
+    frames:Tensor|None=None, # weights (A, K), 0 at padding; None: equal
+    words:Tensor|None=None, # weights (C, N), 0 at padding; None: equal
     )->Tensor: # (A, C), between -1 and 1
     "Every word's best frame and every frame's best word, averaged. [inferred; ancestor with learned weights: DRL]"
-    words, n = _lined_up(text)
-    cos = _cosines(_repeated(audio), words) # (A, K, W): with the words W of all captions
-    by_words = _by_caption(_highest(cos, 1), 'mean', n)
-    by_frames = (_by_caption(cos, 'max', n) * _shares(audio)[..., None]).sum(1)
+    kept = _kept(text)
+    n = kept.sum(1)
+    cos = _cosines(_repeated(audio), text.tokens[kept]) # (A, K, W): with the words W of all captions
+    best = _highest(cos, 1)
+    by_words = _by_caption(best, 'mean', n) if words is None else _by_caption(best * words[kept], 'sum', n)
+    weights = _shares(audio) if frames is None else frames
+    by_frames = (_by_caption(cos, 'max', n) * weights[..., None]).sum(1)
     return (by_words + by_frames) / 2
+
+# %% ../../nbs/alignment/31_tokens.ipynb #7b21a41d
+class TokenWeights(nn.Module):
+    "Learned weights of tokens, which sum to one over the valid ones of a row. [ancestor: DRL]"
+    def __init__(self, width:int): # of the tokens
+        super().__init__()
+        self.score = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
+
+    def forward(self, e:Encoded)->Tensor: # (B, K); a row without a valid token has none
+        return masked_softmax(self.score(e.tokens).squeeze(2), mask_of(e.tokens, e.mask), 1)
+
+class WeightedInteraction(nn.Module):
+    "Late interaction with learned weights of frames and words. [ancestor: DRL]"
+    def __init__(self, width:int): # of the joint space
+        super().__init__()
+        self.frames, self.words = TokenWeights(width), TokenWeights(width)
+
+    def forward(self,
+        audio:Encoded, # unit vectors, with tokens (A, K, d)
+        text:Encoded, # unit vectors, with tokens (C, N, d)
+        )->Tensor: # (A, C), between -1 and 1
+        return late_interaction(audio, text, self.frames(audio), self.words(text))

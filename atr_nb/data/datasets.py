@@ -4,7 +4,7 @@
 
 # %% ../../nbs/data/12_datasets.ipynb #7e24b5f8
 from __future__ import annotations
-import hashlib
+import hashlib, re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -135,20 +135,34 @@ def caption_columns(
     table:pd.DataFrame, # as read
     path:Path, # named in errors
     )->list[str]: # 'text' or every column that starts with 'caption'
-    "The columns that hold captions, in the order of the file."
+    "The columns that hold captions, in the order of the file. ValueError where there are none, or none in English."
     found = [c for c in table.columns if c == 'text' or c.lower().startswith('caption')]
+    for column in found:
+        language = re.search(r'[-_ .]([a-z]{2})([-_][a-z]{2})?$', column, re.IGNORECASE)
+        if language and language[1].lower() != 'en':
+            raise ValueError(f"{path}: column {column!r} seems to hold captions in another language. The text encoder "
+                             "is English: leave the column out, or call it 'caption_2' if it is English after all")
     if not found:
         raise ValueError(f"{path} has no caption column; call it 'caption' ('caption_1', 'caption_2', ... for several) "
                          f"or 'text'. Its columns: {', '.join(table.columns)}")
     return found
 
 # %% ../../nbs/data/12_datasets.ipynb #e6e37884
+def _check_language(table:pd.DataFrame, path:Path)->None:
+    "A column `language` or `lang`, if there is one, says English in every row."
+    for column in (c for c in table.columns if c.lower() in ('language', 'lang')):
+        for n, language in enumerate(table[column]):
+            if language.strip() and not language.strip().lower().startswith('en'):
+                raise ValueError(f"{path}, row {n+2}: {column} is {language!r}, but the text encoder is English; "
+                                 "leave the row out, or translate its captions")
+
 def read_captions(
     table:pd.DataFrame, # as read
     path:Path, # named in errors
     )->list[list[str]]: # one list per row
     "The captions of each row, blanks around them removed. An empty cell is an error that names row and column."
     columns = caption_columns(table, path)
+    _check_language(table, path)
     captions = [[c.strip() for c in row] for row in table[columns].itertuples(index=False)]
     for n, row in enumerate(captions):
         for column, c in zip(columns, row):

@@ -4,13 +4,14 @@
 
 # %% ../../nbs/methods/64_tha_dcr.ipynb #0c9f9e2a
 from __future__ import annotations
+from functools import partial
 from fastcore.basics import patch
 import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
 from ..alignment.cross import cross_attention
 from ..alignment.factors import Confidence, decorrelation, factor_cosines
-from ..alignment.tokens import clip_sentence, late_interaction
+from ..alignment.tokens import WeightedInteraction, clip_sentence, late_interaction
 from ..encoders.tower import Context, TwoTower, merge_tokens, of_valid
 from ..model import Encoded, Encoder, fill_padding, mask_of, unit
 from ..training.losses import named, nt_xent, score_of
@@ -75,7 +76,9 @@ def _unit_levels(e:Encoded)->Encoded: # vectors of length one; padding is zero, 
     return Encoded(scaled.pooled, scaled.tokens, scaled.mask, levels)
 
 # %% ../../nbs/methods/64_tha_dcr.ipynb #55373587
-ALIGNMENTS = {'cross': cross_attention, 'tokens': late_interaction}
+ALIGNMENTS = {'cross': cross_attention, 'cross-words': partial(cross_attention, asking='words'),
+              'cross-both': partial(cross_attention, asking='both'),
+              'tokens': late_interaction, 'weighted': WeightedInteraction}
 CONFIDENCES = 'learned', 'bounded', 'uniform'
 
 def _check_numbers(alpha:float, beta:float, guide_temperature:float)->None:
@@ -128,7 +131,8 @@ class THA(TwoTower):
         super().__init__(DepthTower(audio, width, stride, self.depths, hierarchical),
                          DepthTower(text, width, 1, self.depths, hierarchical))
         self.pairs = [(a, t) for a in aligned for t in aligned if pairs == 'all' or a == t]
-        self.align, self.factors, self.alpha, self.beta = ALIGNMENTS[align], factors, alpha, beta
+        self.align = WeightedInteraction(width) if align == 'weighted' else ALIGNMENTS[align]
+        self.factors, self.alpha, self.beta = factors, alpha, beta
         self.temperature, self.guide_temperature = temperature, guide_temperature
         uniform = confidence == 'uniform' or not factors
         self.confidence = None if uniform else Confidence(width, factors, bounded=confidence == 'bounded')

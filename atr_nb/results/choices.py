@@ -16,7 +16,7 @@ from .logbook import Logbook
 from .runs import TRIAL, Runs
 from .setup import Setup
 from ..settings import Settings
-from ..words import word
+from ..words import one_of, word
 
 # %% auto #0
 __all__ = ['REPORTS', 'choices_of', 'declaring', 'first_written', 'draw', 'as_row', 'try_all', 'Search', 'scores', 'marginals',
@@ -98,6 +98,7 @@ class Search:
         ):
         self.lab, self.method, self.seed, self.setup = lab, method, seed, setup or lab
         self.choices = choices_of(method) if choices is None else choices
+        if row is None: self._check_names()
         self.row = row or (lambda values, dataset, seed:
                            as_row(lab, method, self.setup.frames() | values) | dict(setup=setup))
         self.settings, self.folder = draw(self.choices, n, seed), lab.folder/method
@@ -107,6 +108,10 @@ class Search:
                         sizes=[s.train_size, s.val_size], epochs=s.epochs, batch_size=s.batch_size,
                         schedule=s.schedule, learning_rate=s.learning_rate, width=s.width)
         _check_grid(self.folder/'grid.json', question)
+
+    def _check_names(self)->None:
+        known = [*inspect.signature(import_module(f'atr_nb.methods.{self.method}').Method).parameters, 'learning_rate']
+        for name in self.choices: one_of(f'{self.method}: choice', name, known)
 
     def _try_out(self)->None:
         "Build each model once. ValueError naming the trial whose values the method refuses."

@@ -99,13 +99,14 @@ def batches_figure(
     "The similarity of samples in the same batch: an axis for each title, a curve for each kind of batches."
     import matplotlib.pyplot as plt
     colours = {'easy': 'C2', 'random': '.6', 'hard': 'C3'}
-    fig, axes = plt.subplots(1, len(cosines), figsize=(max(7, 4.5*len(cosines)), 2.5), squeeze=False)
+    fig, axes = plt.subplots(1, len(cosines), figsize=(max(7, 4.5*len(cosines)), 2.5), squeeze=False,
+                             layout='constrained')
     for ax, (title, of_kind) in zip(axes[0], cosines.items()):
         for kind, values in of_kind.items():
             ax.hist(values.flatten(), np.linspace(-.7, 1, 80), histtype='step', density=True,
                     label=kind, color=colours.get(kind, 'C1'))
         ax.set(title=title, xlabel='cosine of two samples in a batch', yticks=[])
-    axes[0][0].legend(frameon=False, fontsize=8)
+    axes[0][-1].legend(frameon=False, fontsize=8, bbox_to_anchor=(1, 1), loc='upper left')
     plt.close(fig)
     return fig
 
