@@ -346,7 +346,7 @@ def test_what_faces_a_reader_is_english(house):
     examples.write_text(json.dumps(data))
     text = R.render(house).read_text()
     assert re.findall(r'<h4>(.*?)</h4>', text) == ['Main comparison', 'Open choices', 'Main comparison, as trained']
-    assert 'place 1,234 of 5,000' in text and '0.0 s' not in text and '<th scope="col" class="word" rowspan="2">model<' in text
+    assert 'rank 1,234 of 5,000' in text and '0.0 s' not in text and '<th scope="col" class="word" rowspan="2">model<' in text
     assert T.table(records, 'main').body()[0][-1].text == '–' and T.duration(0.04) == '0.0 s'
 
 def test_the_papers_own_words_and_numbers(house, monkeypatch):

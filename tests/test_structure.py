@@ -2,6 +2,7 @@
 import ast
 import filecmp
 import io
+import itertools
 import json
 import os
 import re
@@ -62,6 +63,25 @@ def test_from_the_setup_to_the_report_leads_one_way(way):
         later = {f'atr_nb.results.{n}' for n in way[k + 1:]}
         back = {n for n in imports(PACKAGE/'results'/f'{name}.py') if n in later or n.rpartition('.')[0] in later}
         assert not back, name
+
+
+def drawn_imports(text):
+    "The arrows of a mermaid diagram: (from, to) of each."
+    for left, right in re.findall(r'^ +(.+?) --> (.+)$', text, re.M):
+        yield from itertools.product(left.split(' & '), right.split(' & '))
+
+
+def test_the_plan_of_imports_is_true():
+    "Of the room of results, as CONTRIBUTING draws it first: no arrow too many, and none that does not follow from others"
+    diagram = (ROOT/'CONTRIBUTING.md').read_text().split('```mermaid')[1].split('```')[0]
+    drawn = set(drawn_imports(diagram))
+    files = {p.stem: p for p in (PACKAGE/'results').glob('*.py') if p.stem != '__init__'}
+    real = {(name, found.split('.')[2]) for name, path in files.items() for found in imports(path)
+            if found.startswith('atr_nb.results.') and found.split('.')[2] in files}
+
+    def follows(start, goal, first=True):
+        return any(b == goal and not first or follows(b, goal, False) for a, b in real if a == start)
+    assert drawn == {(a, b) for a, b in real if not follows(a, b)}
 
 
 @pytest.mark.parametrize('path', MODULES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
@@ -143,6 +163,13 @@ def named_lambdas(path):
 def test_lines_are_short_and_hold_one_statement(path):
     assert not long_lines(path), 'more than 120 characters'
     assert not joined_lines(path), 'two statements on a line'
+
+
+@pytest.mark.parametrize('path', [p for p in NOTEBOOKS if exported(p)], ids=name_of)
+def test_exported_cells_are_short(path):
+    "At most 40 lines; those that begin with `#|`, and empty ones, do not count"
+    for cell in exported(path):
+        assert sum(bool(l.strip()) and not l.startswith('#|') for l in cell.source.splitlines()) <= 40, cell.id
 
 
 @pytest.mark.parametrize('path', [p for p in NOTEBOOKS if exported(p)], ids=name_of)
