@@ -23,18 +23,20 @@ __all__ = ['REPORTS', 'choices_of', 'declaring', 'first_written', 'draw', 'as_ro
            'winner', 'standings', 'trials_figure', 'write_chosen', 'chosen', 'chosen_table']
 
 # %% ../../nbs/results/79_choices.ipynb #f7f2aa0c
+def _class(method:str)->type: return import_module(f'atr_nb.methods.{method}').Method
+
 def choices_of(
     method:str, # name of a method
     )->dict[str, tuple]: # option -> values that may be tried, the initial one first
     "What a method's paper leaves open. ValueError for a method that declares nothing."
-    choices = getattr(import_module(f'atr_nb.methods.{method}').Method, 'choices', None)
+    choices = getattr(_class(method), 'choices', None)
     if not choices:
         raise ValueError(f'{method} declares no choices; give its class a dictionary `choices` (option -> values)')
     return choices
 
 def declaring()->list[str]: # names of methods
     "The methods that declare what they leave open."
-    return [name for name in names() if hasattr(import_module(f'atr_nb.methods.{name}').Method, 'choices')]
+    return [name for name in names() if hasattr(_class(name), 'choices')]
 
 def first_written(method:str)->dict: # option -> value
     "The values before anything was tried: the first value of each choice."
@@ -62,7 +64,7 @@ def as_row(
     **fixed, # further options, which are not tried; they take precedence over `values`
     )->dict: # arguments of `Runs.trial` and `Logbook.run`
     "A setting as options and recipe. Values that the method's class does not take are ignored here."
-    known = inspect.signature(import_module(f'atr_nb.methods.{method}').Method).parameters
+    known = inspect.signature(_class(method)).parameters
     options = {name: value for name, value in values.items() if name in known} | fixed
     return dict(method=method, options=options, recipe=lab.recipe(rate=values.get('learning_rate', 1)))
 
@@ -110,7 +112,7 @@ class Search:
         _check_grid(self.folder/'grid.json', question)
 
     def _check_names(self)->None:
-        known = [*inspect.signature(import_module(f'atr_nb.methods.{self.method}').Method).parameters, 'learning_rate']
+        known = [*inspect.signature(_class(self.method)).parameters, 'learning_rate']
         for name in self.choices: one_of(f'{self.method}: choice', name, known)
 
     def _try_out(self)->None:

@@ -17,7 +17,7 @@ from ..evaluation.metrics import hits
 from ..model import Encoded, RetrievalModel
 
 # %% auto #0
-__all__ = ['found_alone', 'found_by_kind', 'levels_figure', 'pulls', 'of_matches']
+__all__ = ['found_alone', 'found_by_kind', 'levels_figure', 'added_up', 'pulls', 'of_matches']
 
 # %% ../../nbs/results/77_levels.ipynb #b749b791
 def found_alone(
@@ -47,6 +47,16 @@ def levels_figure(found:pd.DataFrame): # of `found_by_kind`; a matplotlib figure
     ax.legend(frameon=False, fontsize=8, ncols=4, loc='lower left', bbox_to_anchor=(0, 1))
     plt.close(fig)
     return fig
+
+# %% ../../nbs/results/77_levels.ipynb #7a8a227d
+def added_up(
+    lab, # with `scores`, as an Experiment
+    records:list[dict], # of runs with one seed on one dataset
+    )->tuple[Tensor, dict]: # their mean scores (clips, captions), and of whose runs they are, for `Experiment.measure`
+    "The scores of several models, added up."
+    whose = dict(run='+'.join(r['run'] for r in records), seed=records[0]['seed'],
+                 n_parameters=sum(r['n_parameters'] for r in records))
+    return sum(map(lab.scores, records)) / len(records), whose
 
 # %% ../../nbs/results/77_levels.ipynb #e7f12fb9
 def pulls(
