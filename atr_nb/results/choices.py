@@ -108,7 +108,7 @@ class Search:
         s = lab.settings
         question = dict(choices=self.choices, trials=n, seed=seed, datasets=s.datasets,
                         sizes=[s.train_size, s.val_size], epochs=s.epochs, batch_size=s.batch_size,
-                        schedule=s.schedule, learning_rate=s.learning_rate, width=s.width)
+                        schedule=s.schedule, learning_rate=s.learning_rate, width=s.width, frames=self.setup.frames())
         _check_grid(self.folder/'grid.json', question)
 
     def _check_names(self)->None:
