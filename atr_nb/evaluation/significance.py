@@ -82,7 +82,8 @@ def paired_bootstrap(
 # %% ../../nbs/evaluation/42_significance.ipynb #3cba1f9d
 def verdict(
     effect:Effect, # from `paired_bootstrap`, of "the first is better"
+    margin:float=0., # in points; above 0 for "the first is at least as good": so far it may be behind
     )->str: # 'holds', 'does not hold' or 'undecided'
-    "What an interval says about the claim that the effect is positive."
-    if effect.ci_low > 0: return 'holds'
-    return 'does not hold' if effect.ci_high < 0 else 'undecided'
+    "What an interval says about the claim that the effect is above minus the margin."
+    if effect.ci_low > -margin: return 'holds'
+    return 'does not hold' if effect.ci_high < -margin else 'undecided'

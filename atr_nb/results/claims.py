@@ -31,6 +31,7 @@ class Claim:
     metric:str='t2a_r1' # a recall: t2a_r1, a2t_r10, ...
     dataset:str|None=None # None: every dataset on which both were measured, see `judge_all`
     since:str|None=None # another dataset with the same queries; the claim then compares the change of recall from there
+    margin:float=0. # in points: so far `better` may be behind, where it need only be at least as good
 
 def claims_over(
     name:str, # of the claim
@@ -118,7 +119,7 @@ def judge(
     groups = _groups(ranks, on, claim.metric, a.shape[1])
     e = paired_bootstrap(a, b, groups=groups)
     better, worse = (f"{'change of ' if before else ''}{row}" for _, row, *_ in (claim.better, claim.worse))
-    return dict(claim=claim.name, statement=claim.statement, verdict=verdict(e), effect=e.effect,
+    return dict(claim=claim.name, statement=claim.statement, verdict=verdict(e, claim.margin), effect=e.effect,
                 ci_low=e.ci_low, ci_high=e.ci_high, runs=[side[seed]['run'] for side in sides for seed in seeds],
                 seeds=seeds, spread=[float(x) for x in (a - b).mean(1)], dataset=on, metric=claim.metric,
                 better=better, worse=worse, queries=a.shape[1], groups=len(np.unique(groups)))
