@@ -1122,6 +1122,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'atr_nb/results/experiment.py'),
                                            'atr_nb.results.experiment.Experiment.verdict': ( 'results/experiment.html#experiment.verdict',
                                                                                              'atr_nb/results/experiment.py'),
+                                           'atr_nb.results.experiment.Experiment.weights_told': ( 'results/experiment.html#experiment.weights_told',
+                                                                                                  'atr_nb/results/experiment.py'),
                                            'atr_nb.results.experiment.Findings': ( 'results/experiment.html#findings',
                                                                                    'atr_nb/results/experiment.py'),
                                            'atr_nb.results.experiment.Findings._repr_markdown_': ( 'results/experiment.html#findings._repr_markdown_',

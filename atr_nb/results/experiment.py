@@ -152,6 +152,13 @@ def mean(self:Experiment, table:str, row:str, metric:str='t2a_r1', dataset:str|N
     return sum(r['metrics'][metric] for r in found) / len(found)
 
 @patch
+def weights_told(self:Experiment, row:str, opponent:str)->str: # a sentence
+    "How many weights a row of the main table has, and its opponent on the same towers."
+    whole, towers = (self.one('main', name)['n_parameters'] for name in (row, opponent))
+    return (f'{row} has {whole:,} weights. Its towers, which its opponent has too, have {towers:,} of them; '
+            'the others belong to what the paper adds.')
+
+@patch
 def curve(self:Experiment, table:str, row:str, dataset:str|None=None)->list[float]: # a value per epoch, in percent
     "Validation recall per epoch (mean of R@1, R@5, R@10 in both directions), mean over a row's seeds."
     found = self.find(table=table, row=row, dataset=dataset or self.settings.datasets[0])
