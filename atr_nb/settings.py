@@ -66,6 +66,7 @@ class Settings(_Shown):
     data:Path = Path('data') # where AudioCaps and Clotho live
     captions:Path|None = None # auxiliary captions of the first dataset by another captioner, CSV or JSONL; empty: ours
     captions_seen:tuple[str,...] = ('train',) # splits of the dataset that this other captioner was trained on
+    zero_shot:str = '' # a model that gets a row on the baseline's page as it is: a folder or a name of the hub (a CLAP)
     out:Path = Path('reports') # where tables, figures and run records go
     force:bool = False # run again what has been run already
     methods:tuple[str,...] = () # which methods the page of choices makes trials of; empty: all that declare choices
@@ -114,6 +115,7 @@ _rules = dict(
     jobs=_whole(0, 256, ' (0 means one per core, 8 at most)'),
     captions=(lambda v: v is None or v.is_file(), 'a file that exists'),
     captions_seen=(lambda v: set(v) <= {'train', 'val', 'test'}, 'none, one or more of train, val, test'),
+    zero_shot=(lambda v: True, 'a folder, or a name of the Hugging Face hub (OWNER/NAME)'),
     cache=_path, runs=_path, data=_path, out=_path, force=_yes_no,
     methods=(lambda v: len(set(v)) == len(v), 'none, or names of methods, each once'))
 

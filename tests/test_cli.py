@@ -15,6 +15,7 @@ import soundfile as sf
 
 from atr_nb import cli
 from atr_nb.notebooks import about
+from atr_nb.results.models import SHIPPED
 from atr_nb.settings import load
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -377,9 +378,11 @@ def test_settings(project, capsys):
 @pytest.mark.parametrize('name', list(cli.notebooks(ROOT/'nbs'/'reproduce')) or [pytest.param('', marks=pytest.mark.skip('no reproduction notebook yet'))])
 def test_reproduction_in_the_smoke_profile(name, tmp_path, features):
     folders = [f'--set=cache={features}', f"--set=runs={tmp_path/'runs'}"]
-    run = subprocess.run([*ATR, 'reproduce', '--profile', 'smoke', '--papers', name, '--out', str(tmp_path), *folders],
+    strange = [f'--set=zero_shot={SHIPPED}'] * (name == 'baseline')
+    run = subprocess.run([*ATR, 'reproduce', '--profile', 'smoke', '--papers', name, '--out', str(tmp_path), *folders, *strange],
                          cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
+    if strange: assert ', zero-shot' in (tmp_path/'smoke'/name/'tables.csv').read_text()
     written = {p.name for p in (tmp_path/'smoke'/name).iterdir()}
     if name == '3cmlf': # what was planned is what was trained
         command = [*ATR, 'reproduce', '--plan', '--profile', 'smoke', '--papers', name, '--out', str(tmp_path), *folders]

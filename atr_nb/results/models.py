@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from ..data.audio import decode
 from ..encoders.panns import quick_precision
-from ..evaluation.metrics import retrieval_metrics
 from ..files import (PACKAGE, Damaged, check, code_hash, digest, hash_json, load_json, save_json, unsealed,
     weights_hash)
 from ..methods import create
@@ -439,13 +438,12 @@ class Clap(_OpenedClap):
 def zero_shot(
     model:Retriever|Clap,
     clips, # Clips: a split of a dataset
-    )->dict: # metrics, see `retrieval_metrics`
-    "Measure a model by its pooled vectors on clips and captions."
+    )->Tensor: # scores (clips, captions)
+    "Compare the pooled vectors of clips and captions by a model that was not trained on them."
     step = 32
     sounds = [model.encode_audio([clips.audio(i, model.sample_rate) for i in range(k, min(k + step, len(clips)))])
               for k in range(0, len(clips), step)]
-    scores = torch.from_numpy(np.concatenate(sounds) @ model.encode_text(clips.flat_captions).T)
-    return retrieval_metrics(scores, clips.clip_of_caption)
+    return torch.from_numpy(np.concatenate(sounds) @ model.encode_text(clips.flat_captions).T)
 
 # %% ../../nbs/results/77_models.ipynb #bf9ce613
 SHIPPED = PACKAGE/'assets'/'models'/'scenes'
