@@ -30,7 +30,8 @@ def features(tmp_path_factory):
 
 @pytest.fixture
 def cpu_seconds():
-    "The processor time of a command, the best of several: unlike the clock's, it hardly depends on what else the machine does"
+    """The processor time of a command, the best of several:
+    unlike the clock's, it hardly depends on what else the machine does"""
     def measure(*command, status=0, times=5):
         def once():
             before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -56,7 +57,8 @@ def project(tmp_path, monkeypatch):
 def paper(project):
     "Write a reproduction notebook in miniature: paper('baseline', 'first cell', 'second cell', order=1)"
     def make(name, *sources, order=None):
-        parameters = new_code_cell('profile = "embedded"\nseeds = None; out = None; force = False', metadata=dict(tags=['parameters']))
+        parameters = new_code_cell('profile = "embedded"\nseeds = None; out = None; force = False',
+                                   metadata=dict(tags=['parameters']))
         settings = new_code_cell('from atr_nb.settings import from_parameters\nsettings = from_parameters(globals())')
         results = [c for s in sources for c in (new_markdown_cell(f'## Part {s[:8]}'), new_code_cell(s))]
         nb = new_notebook(cells=[new_markdown_cell(f'# {name}'), parameters, settings, *results])

@@ -173,8 +173,9 @@ def seasoned(net):
     return net.eval()
 
 
-NETS = {'aisfx': Aisfx, 'aisfx, faster': lambda: Aisfx().faster(), 'patches': Patches, 'cnn10': lambda: seasoned(Cnn10()),
-        'cnn14': lambda: seasoned(Cnn14()), 'resnet38': lambda: seasoned(ResNet38())}
+NETS = {'aisfx': Aisfx, 'aisfx, faster': lambda: Aisfx().faster(), 'patches': Patches,
+        'cnn10': lambda: seasoned(Cnn10()), 'cnn14': lambda: seasoned(Cnn14()),
+        'resnet38': lambda: seasoned(ResNet38())}
 
 
 @pytest.fixture(scope='module', params=NETS)

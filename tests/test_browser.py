@@ -1,4 +1,5 @@
-"The report in a real browser: what the first screen shows, where a click leads. Skipped where no Chromium is installed."
+"""The report in a real browser: what the first screen shows, where a click leads.
+Skipped where no Chromium is installed."""
 import json
 import shutil
 import subprocess
@@ -12,7 +13,8 @@ from conftest import ROOT
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason='no Chromium is installed')
 FLAGS = ('--headless=new --no-sandbox --disable-gpu --hide-scrollbars --mute-audio --no-first-run --disable-sync '
-         '--disable-background-networking --disable-component-update --remote-allow-origins=* --remote-debugging-port=0')
+         '--disable-background-networking --disable-component-update --remote-allow-origins=* '
+         '--remote-debugging-port=0')
 
 
 class Browser:
@@ -54,7 +56,8 @@ class Browser:
 
     def open(self, page, width, height, scheme='light'):
         media = [dict(name='prefers-color-scheme', value=scheme), dict(name='prefers-reduced-motion', value='reduce')]
-        self.ask('Emulation.setDeviceMetricsOverride', width=width, height=height, deviceScaleFactor=1, mobile=width < 500)
+        self.ask('Emulation.setDeviceMetricsOverride', width=width, height=height, deviceScaleFactor=1,
+                 mobile=width < 500)
         self.ask('Emulation.setEmulatedMedia', features=media)
         self.ask('Page.navigate', url='about:blank')
         self.ask('Page.navigate', url=page.as_uri())
@@ -90,10 +93,12 @@ def browser(tmp_path_factory):
 
 
 SIDEWAYS = 'document.documentElement.scrollWidth - document.documentElement.clientWidth'
-SEEN = '''[...document.querySelectorAll(".matrix li a")].filter(a => {
-  const parts = [a.querySelector(".name"), a.querySelector("strong"), a.querySelector(".ci")].map(e => e.getBoundingClientRect());
-  return parts.every(r => r.width > 0 && r.left >= 0 && r.right <= innerWidth && r.top >= 0 && r.bottom <= innerHeight);
-}).length'''
+SEEN = ('[...document.querySelectorAll(".matrix li a")].filter(a => {\n'
+        '  const parts = [a.querySelector(".name"), a.querySelector("strong"), a.querySelector(".ci")]'
+        '.map(e => e.getBoundingClientRect());\n'
+        '  return parts.every(r => r.width > 0 && r.left >= 0 && r.right <= innerWidth'
+        ' && r.top >= 0 && r.bottom <= innerHeight);\n'
+        '}).length')
 
 
 @pytest.mark.parametrize('scheme', ['light', 'dark'])
@@ -105,7 +110,8 @@ def test_the_first_screen_says_what_was_claimed_and_what_came_out(browser, page,
     assert claims >= 30 and browser.js(SEEN) >= least * claims
     assert browser.js(SIDEWAYS) == 0
     assert browser.js('document.querySelector(".matrix").getBoundingClientRect().bottom') < 1.5 * height
-    assert browser.js('performance.getEntriesByType("resource").length') == 0 # no picture or sound before it is asked for
+    # no picture or sound before it is asked for
+    assert browser.js('performance.getEntriesByType("resource").length') == 0
 
 
 def test_the_page_is_light(page):
@@ -128,14 +134,17 @@ def test_links_lead_to_their_claims(browser, page, width):
 @pytest.mark.parametrize('width', [1400, 800, 390])
 def test_strips_are_wide_and_have_numbers(browser, page, width):
     browser.open(page, width, 844)
-    widths = browser.js('[...document.querySelectorAll(".claim td.strip > svg:not(.axis)")].map(s => s.getBoundingClientRect().width)')
+    widths = browser.js('[...document.querySelectorAll(".claim td.strip > svg:not(.axis)")]'
+                        '.map(s => s.getBoundingClientRect().width)')
     numbers = browser.js('[...document.querySelectorAll(".claim .axis")].map(a => a.querySelectorAll("text").length)')
     assert len(widths) > 90 and min(widths) > 240 and min(numbers) >= 2
-    assert browser.js('[...document.querySelectorAll(".claim .verdict")].every(v => v.getBoundingClientRect().right <= v.closest(".claim").getBoundingClientRect().right)')
+    assert browser.js('[...document.querySelectorAll(".claim .verdict")].every(v => '
+                      'v.getBoundingClientRect().right <= v.closest(".claim").getBoundingClientRect().right)')
 
 
 def test_profiles_stand_side_by_side(browser, page):
-    tops = 'JSON.stringify([...document.querySelectorAll("#baseline-claim-1 .comparisons")].map(e => e.getBoundingClientRect().top))'
+    tops = ('JSON.stringify([...document.querySelectorAll("#baseline-claim-1 .comparisons")]'
+            '.map(e => e.getBoundingClientRect().top))')
     browser.open(page, 1400, 844)
     left, right = json.loads(browser.js(tops))
     assert left == right

@@ -49,4 +49,5 @@ def test_the_winning_curriculum_is_the_default():
 
 def test_the_baseline_is_as_published():
     of_baseline = defaults(Baseline)
-    assert all(of_baseline[name] == value for name, value in first_written('baseline').items() if name != 'learning_rate')
+    assert all(of_baseline[name] == value for name, value in first_written('baseline').items()
+               if name != 'learning_rate')

@@ -32,8 +32,9 @@ def read(path): return nbformat.read(path, 4)
 
 # What is asked for
 
-@pytest.mark.parametrize('command', [[], ['reproduce'], ['report'], ['data'], ['data', 'check'], ['compare'], ['models'],
-                                     ['index'], ['search'], ['settings'], ['list'], ['readme']])
+@pytest.mark.parametrize('command', [
+    [], ['reproduce'], ['report'], ['data'], ['data', 'check'], ['compare'], ['models'],
+    ['index'], ['search'], ['settings'], ['list'], ['readme']])
 def test_help_everywhere(command, capsys):
     with pytest.raises(SystemExit) as e: cli.main([*command, '--help'])
     assert e.value.code == 0 and 'usage: atr-nb' in capsys.readouterr().out
@@ -66,7 +67,8 @@ def test_all_is_every_paper(paper):
     (['--set', 'datasets=clotho', '--set', 'train_size=0'], 'val_size=8: clotho is used whole'),
     (['--set', 'val_size=0'], 'val_size=0 will not do: scenes-sparse has no end that 0 could stand for; give a number'),
     (['--set', 'audio_weights=mine.pth'], "mine.pth': aisfx brings its own weights and would ignore these"),
-    (['--set', 'audio_weights=mine.pth', '--set', 'audio_encoder=cnn10'], 'mine.pth does not exist; cnn10 takes a PANNs checkpoint'),
+    (['--set', 'audio_weights=mine.pth', '--set', 'audio_encoder=cnn10'],
+     'mine.pth does not exist; cnn10 takes a PANNs checkpoint'),
     (['--set', 'text_encoder=./bert'], 'bert/config.json does not exist'),
     (['--set', 'text_encoder=minilmm'], "text_encoder='minilmm': not minilm, tiny or a folder, was never downloaded"),
     (['--out', 'settings.ini/x'], "Not a directory: '"),
@@ -105,7 +107,8 @@ def test_a_parameter_can_be_emptied(paper, project):
 
 def test_order_of_papers(paper, project, capsys):
     "Those that name a place take it, the others follow by name; the help lists them all"
-    for name, order in dict(zebra=None, tapir=2, ape=None, quagga=1, eland='first').items(): path = paper(name, order=order)
+    for name, order in dict(zebra=None, tapir=2, ape=None, quagga=1, eland='first').items():
+        path = paper(name, order=order)
     with pytest.raises(ValueError, match='eland.ipynb is not a notebook'): cli.notebooks(path.parent)
     path.unlink()
     assert list(cli.notebooks(path.parent)) == ['quagga', 'tapir', 'ape', 'zebra']
@@ -131,9 +134,11 @@ def test_an_executed_notebook_keeps_its_place(paper, project):
 # Runs
 
 def test_two_equal_runs_give_equal_files(paper, project, capsys):
-    paper('baseline', 'import sys, time\nprint("a"); sys.stdout.flush(); print("50%|##", file=sys.stderr); sys.stderr.flush(); print("b")', TABLE, 'settings.seeds')
+    paper('baseline', 'import sys, time\nprint("a"); sys.stdout.flush(); '
+                      'print("50%|##", file=sys.stderr); sys.stderr.flush(); print("b")', TABLE, 'settings.seeds')
     done = project/'reports'/'smoke'/'baseline'/'notebook.ipynb'
-    once, again = [(cli.main(['reproduce', '--profile', 'smoke', '--seeds', '0,1', '--force']), done.read_text()) for _ in range(2)]
+    once, again = [(cli.main(['reproduce', '--profile', 'smoke', '--seeds', '0,1', '--force']), done.read_text())
+                   for _ in range(2)]
     assert once == again and once[0] == 0
     assert [p.name for p in done.parent.iterdir()] == ['notebook.ipynb']
     nb = read(done)
@@ -149,7 +154,8 @@ def test_two_equal_runs_give_equal_files(paper, project, capsys):
 def test_by_hand_gives_the_same(paper, project):
     path = paper('baseline', 'settings.describe()', 'settings.out.relative_to(settings.root)')
     assert cli.main(['reproduce', '--profile', 'smoke']) == 0
-    subprocess.run([str(Path(sys.executable).with_name('papermill')), str(path), 'out.ipynb', '-p', 'profile', 'smoke', '--no-progress-bar'], check=True, capture_output=True)
+    subprocess.run([str(Path(sys.executable).with_name('papermill')), str(path), 'out.ipynb', '-p', 'profile',
+                    'smoke', '--no-progress-bar'], check=True, capture_output=True)
     by_hand, ours = cli.tidy(read('out.ipynb')), read(project/'reports'/'smoke'/'baseline'/'notebook.ipynb')
     assert [c.get('outputs') for c in by_hand.cells] == [c.get('outputs') for c in ours.cells]
     assert [c.source.strip() for c in by_hand.cells] == [c.source.strip() for c in ours.cells]
@@ -157,7 +163,8 @@ def test_by_hand_gives_the_same(paper, project):
 
 def test_a_misspelt_papermill_parameter_stops_the_notebook(paper):
     path = paper('baseline', '1')
-    r = subprocess.run([str(Path(sys.executable).with_name('papermill')), str(path), 'out.ipynb', '-p', 'profle', 'smoke', '--no-progress-bar'], capture_output=True, text=True)
+    r = subprocess.run([str(Path(sys.executable).with_name('papermill')), str(path), 'out.ipynb', '-p', 'profle',
+                        'smoke', '--no-progress-bar'], capture_output=True, text=True)
     assert r.returncode and "parameter 'profle' is unknown; did you mean profile?" in r.stderr
 
 
@@ -172,7 +179,8 @@ def test_goes_on_after_a_failure(paper, project, capsys):
     assert f'FAILED baseline, at "Part raise Ru": RuntimeError: no more disk; see {failed}' in said.err
     assert 'FAILED 3cmlf, at "Part import o": DeadKernelError' in said.err
     assert '| NT-Xent | 31.4 |' in said.out
-    assert sorted(str(p.relative_to(out)) for p in out.rglob('*.ipynb')) == ['3cmlf/notebook.failed.ipynb', 'baseline/notebook.failed.ipynb', 'mgrl/notebook.ipynb']
+    assert sorted(str(p.relative_to(out)) for p in out.rglob('*.ipynb')) == [
+        '3cmlf/notebook.failed.ipynb', 'baseline/notebook.failed.ipynb', 'mgrl/notebook.ipynb']
     assert any(o.output_type == 'error' for c in read(failed).cells for o in c.get('outputs', []))
 
 
@@ -193,7 +201,8 @@ def test_the_report_says_that_a_notebook_failed(paper, project):
 
 def test_settings_without_effect_arrive_in_plain_types(project):
     settings = load(methods='mgrl, cmlf', force=True)
-    assert cli.parameters(settings, dict(methods='mgrl, cmlf', force=True)) == dict(profile='embedded', methods=['mgrl', 'cmlf'], force=True)
+    assert cli.parameters(settings, dict(methods='mgrl, cmlf', force=True)) == dict(
+        profile='embedded', methods=['mgrl', 'cmlf'], force=True)
 
 
 def test_parameters_that_are_paths_of_a_machine_are_not_kept():
@@ -214,7 +223,8 @@ LOUD = 'print("x" * 2**20)'
 @pytest.mark.parametrize('cell, told', [
     (LOUD, "OSError: [Errno 27] File too large: '{running}'; make room there"),
     (f'{LOUD}; raise RuntimeError("the first one")', 'RuntimeError: the first one'),
-    ('import pathlib; pathlib.Path("big").write_text("x" * 2**20)', 'OSError: [Errno 27] File too large; make room there')])
+    ('import pathlib; pathlib.Path("big").write_text("x" * 2**20)',
+     'OSError: [Errno 27] File too large; make room there')])
 def test_the_first_error_is_told_when_nothing_can_be_written(paper, project, cell, told):
     paper('baseline', '1', cell)
     run = subprocess.run([*ATR, 'reproduce'], capture_output=True, text=True, preexec_fn=small_files)
@@ -375,17 +385,19 @@ def test_settings(project, capsys):
 
 # The real thing, tiny
 
-@pytest.mark.parametrize('name', list(cli.notebooks(ROOT/'nbs'/'reproduce')) or [pytest.param('', marks=pytest.mark.skip('no reproduction notebook yet'))])
+@pytest.mark.parametrize('name', list(cli.notebooks(ROOT/'nbs'/'reproduce')) or [
+    pytest.param('', marks=pytest.mark.skip('no reproduction notebook yet'))])
 def test_reproduction_in_the_smoke_profile(name, tmp_path, features):
     folders = [f'--set=cache={features}', f"--set=runs={tmp_path/'runs'}"]
     strange = [f'--set=zero_shot={SHIPPED}'] * (name == 'baseline')
-    run = subprocess.run([*ATR, 'reproduce', '--profile', 'smoke', '--papers', name, '--out', str(tmp_path), *folders, *strange],
-                         cwd=ROOT, capture_output=True, text=True)
+    run = subprocess.run([*ATR, 'reproduce', '--profile', 'smoke', '--papers', name, '--out', str(tmp_path),
+                          *folders, *strange], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
     if strange: assert ', zero-shot' in (tmp_path/'smoke'/name/'tables.csv').read_text()
     written = {p.name for p in (tmp_path/'smoke'/name).iterdir()}
     if name == '3cmlf': # what was planned is what was trained
-        command = [*ATR, 'reproduce', '--plan', '--profile', 'smoke', '--papers', name, '--out', str(tmp_path), *folders]
+        command = [*ATR, 'reproduce', '--plan', '--profile', 'smoke', '--papers', name, '--out', str(tmp_path),
+                   *folders]
         assert '3cmlf: no runs to do, ' in subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
     page = (tmp_path/'index.html').read_text()
     assert '|---' in run.stdout and str(tmp_path) not in page
@@ -404,6 +416,7 @@ def test_compare(tmp_path, capsys):
     report = str(ROOT/'reports'/'embedded'/'baseline')
     assert cli.main(['compare', report, report]) == 0
     said = capsys.readouterr().out
-    assert re.search(r'^(\d+) runs in both, \1 of them with the same numbers', said) and re.search(r'^0 of \d+ verdicts differ', said, re.M)
+    assert (re.search(r'^(\d+) runs in both, \1 of them with the same numbers', said)
+            and re.search(r'^0 of \d+ verdicts differ', said, re.M))
     assert cli.main(['compare', report, str(tmp_path)]) == 2
     assert f'{tmp_path} holds no runs.jsonl' in capsys.readouterr().err

@@ -17,14 +17,16 @@ from atr_nb.methods.cmlf import cmlf_recipe, encoder_of, thirds
 from atr_nb.model import Encoded, RetrievalModel
 from atr_nb.results.claims import Claim
 from atr_nb.training.checkpoints import load_weights
-from atr_nb.training.curriculum import Ancillary, MinedBatches, ancillary, grow, in_batch, mine, samplers, share_with_twin
+from atr_nb.training.curriculum import (Ancillary, MinedBatches, ancillary, grow, in_batch, mine, samplers,
+                                        share_with_twin)
 from atr_nb.training.recipe import Recipe, Stage, apply_stage, selected
 from atr_nb.training.trainer import fit, loss_on
 
 
 def cloud(n, d=16, seed=0):
     g = torch.Generator().manual_seed(seed)
-    return F.normalize(torch.randn(6, d, generator=g)[torch.randint(6, (n,), generator=g)] + .7 * torch.randn(n, d, generator=g), dim=1)
+    return F.normalize(torch.randn(6, d, generator=g)[torch.randint(6, (n,), generator=g)]
+                       + .7 * torch.randn(n, d, generator=g), dim=1)
 
 
 def pairs(n=64, name='made-up', per_clip=1):
@@ -59,7 +61,8 @@ def test_a_function_of_seed_and_epoch(how):
     same = lambda a, b: all(torch.equal(x, y) for x, y in zip(a, b))
     first = MinedBatches(cloud(200), 16, how, seed=1)
     assert same(first.batches(4), MinedBatches(cloud(200), 16, how, seed=1).batches(4))
-    assert not same(first.batches(4), first.batches(5)) and not same(first.batches(4), MinedBatches(cloud(200), 16, how, seed=2).batches(4))
+    assert (not same(first.batches(4), first.batches(5))
+            and not same(first.batches(4), MinedBatches(cloud(200), 16, how, seed=2).batches(4)))
 
 
 def test_what_is_dropped_is_sampled_at_random():
@@ -84,18 +87,21 @@ def test_no_cut_of_eight_beats_the_best_of_all(seed):
     value = lambda cut: float(sum(s[b][:, b].sum() for b in cut))
     every = [value([torch.tensor(h), torch.tensor([i for i in range(8) if i not in h])]) for h in halves]
     assert len(every) == 35
-    for how in ('easy', 'hard'): assert min(every) - 1e-5 <= value(mine(x, 4, how, seed, guard=None)) <= max(every) + 1e-5
+    for how in ('easy', 'hard'):
+        assert min(every) - 1e-5 <= value(mine(x, 4, how, seed, guard=None)) <= max(every) + 1e-5
 
 
 def test_near_duplicates_stay_apart_only_with_the_guard():
-    x = F.normalize(cloud(60).repeat_interleave(3, 0) + .01 * torch.randn(180, 16, generator=torch.Generator().manual_seed(0)), dim=1)
+    x = F.normalize(cloud(60).repeat_interleave(3, 0)
+                    + .01 * torch.randn(180, 16, generator=torch.Generator().manual_seed(0)), dim=1)
     close = lambda guard: int((in_batch(x, mine(x, 6, 'hard', 0, guard=guard)) > .95).sum())
     assert close(None) > 100 and close(.95) < close(None) / 4
 
 
 def test_captions_of_one_clip_stay_apart():
     clip = torch.arange(200) // 5
-    x = F.normalize(cloud(40).repeat_interleave(5, 0) + .3 * torch.randn(200, 16, generator=torch.Generator().manual_seed(0)), dim=1)
+    x = F.normalize(cloud(40).repeat_interleave(5, 0)
+                    + .3 * torch.randn(200, 16, generator=torch.Generator().manual_seed(0)), dim=1)
     twins = lambda batches: sum(len(b) - len(clip[b].unique()) for b in batches)
     assert twins(mine(x, 8, 'hard', 0, guard=None, clip_of_caption=clip)) < twins(mine(x, 8, 'hard', 0, guard=None)) / 5
 
@@ -125,14 +131,17 @@ def test_ancillary_is_the_mean_of_both_unit_vectors():
 def test_vectors_without_direction_are_refused(spoil):
     a = torch.randn(4, 6)
     a[2] *= spoil
-    with pytest.raises(ValueError, match='sample 2 .*train it again'): ancillary(a, torch.randn(4, 6), torch.arange(4), 'audio')
+    with pytest.raises(ValueError, match='sample 2 .*train it again'):
+        ancillary(a, torch.randn(4, 6), torch.arange(4), 'audio')
 
 
 @pytest.mark.parametrize('kwargs, says', [
-    (dict(batch_size=65), '64 samples do not fill one batch of batch_size=65'), (dict(batch_size=1), 'nothing to be compared with'),
+    (dict(batch_size=65), '64 samples do not fill one batch of batch_size=65'),
+    (dict(batch_size=1), 'nothing to be compared with'),
     (dict(how='median'), "how 'median' is unknown"), (dict(pool=4), 'pool=4 candidates cannot fill a batch of 8')])
 def test_impossible_samplers(kwargs, says):
-    with pytest.raises(ValueError, match=says): MinedBatches(cloud(64), **(dict(batch_size=8, how='hard', seed=0) | kwargs))
+    with pytest.raises(ValueError, match=says):
+        MinedBatches(cloud(64), **(dict(batch_size=8, how='hard', seed=0) | kwargs))
 
 
 @pytest.mark.parametrize('kwargs', [dict(batch_size=65), dict(pool=4)])
@@ -149,13 +158,15 @@ def test_vectors_with_nan_are_refused():
     x[5, 3] = float('nan')
     with pytest.raises(ValueError, match='sample 5 is not a number'): MinedBatches(x, 8, 'hard', 0)
     p = pairs()
-    with pytest.raises(ValueError, match='of a test: sample 5 is not a number'): Ancillary(x, p.clip_of_caption, p.clips.manifest_hash, 'a test').check(p)
+    with pytest.raises(ValueError, match='of a test: sample 5 is not a number'):
+        Ancillary(x, p.clip_of_caption, p.clips.manifest_hash, 'a test').check(p)
 
 
 def test_vectors_of_another_dataset_are_refused():
     ours, theirs = pairs(name='ours'), pairs(name='theirs')
     with pytest.raises(ValueError, match='another dataset or another version'): samplers(of(theirs), ours, 8, 0)
-    with pytest.raises(ValueError, match='60 ancillary vectors for 64'): Ancillary(cloud(60), None, ours.clips.manifest_hash).check(ours)
+    with pytest.raises(ValueError, match='60 ancillary vectors for 64'):
+        Ancillary(cloud(60), None, ours.clips.manifest_hash).check(ours)
     assert set(samplers(of(ours), ours, 8, 0)) == {'easy', 'hard'}
 
 
@@ -177,7 +188,9 @@ def test_stages_one_and_two_freeze_an_encoder(context, frozen):
     assert [s.batches for s in cmlf_recipe(m, mining=False).stages] == ['random'] * 3
 
 
-@pytest.mark.parametrize('options', [dict(name='baseline', interaction='token', context=1), dict(name='baseline', loss='max'), dict(name='cmlf', context=2)])
+@pytest.mark.parametrize('options', [
+    dict(name='baseline', interaction='token', context=1), dict(name='baseline', loss='max'),
+    dict(name='cmlf', context=2)])
 def test_the_recipe_goes_on_other_models(options):
     m = model(**options)
     for stage in cmlf_recipe(m).stages: assert apply_stage(m, stage)
@@ -192,10 +205,13 @@ def test_a_model_without_sides_is_refused():
 
 def test_a_stage_that_trains_nothing_or_nobody(tmp_path):
     m, p = model(), pairs()
-    run = lambda stage: fit(m, p, p, Recipe(stage, batch_size=16), tmp_path/'run', 0, 'cmlf/test', device='cpu', samplers=samplers(of(p), p, 16, 0))
+    run = lambda stage: fit(m, p, p, Recipe(stage, batch_size=16), tmp_path/'run', 0, 'cmlf/test', device='cpu',
+                            samplers=samplers(of(p), p, 16, 0))
     with pytest.raises(ValueError, match='leaves nothing to train'): run(Stage(1, ('text.*', '!text.*')))
-    with pytest.raises(ValueError, match="'!text.encoder.*' matches no parameter"): run(Stage(1, ('*', '!text.encoder.*')))
-    with pytest.raises(ValueError, match="batches='median', but there is only: random, easy, hard"): run(Stage(1, batches='median'))
+    with pytest.raises(ValueError, match="'!text.encoder.*' matches no parameter"):
+        run(Stage(1, ('*', '!text.encoder.*')))
+    with pytest.raises(ValueError, match="batches='median', but there is only: random, easy, hard"):
+        run(Stage(1, batches='median'))
 
 
 def test_resting_weights_do_not_move(tmp_path):
@@ -203,7 +219,9 @@ def test_resting_weights_do_not_move(tmp_path):
     recipe = cmlf_recipe(m, Recipe(Stage(3, lr=1e-2), batch_size=16))
     weights = [{n: w.detach().clone() for n, w in m.named_parameters()}]
     fit(m, p, p, recipe, tmp_path, 0, 'cmlf/test', device='cpu', samplers=samplers(of(p), p, 16, 0))
-    for k in (1, 2, 3): weights.append({n: w.clone() for n, w in load_weights(tmp_path/f'stage{k}.safetensors', model(context=1), 'cmlf/test').named_parameters()})
+    for k in (1, 2, 3):
+        weights.append({n: w.clone() for n, w in load_weights(
+            tmp_path/f'stage{k}.safetensors', model(context=1), 'cmlf/test').named_parameters()})
     moved = [{n for n in old if not torch.equal(old[n], new[n])} for old, new in zip(weights, weights[1:])]
     part = lambda names, start: {n for n in names if n.startswith(start)}
     assert not part(moved[0], 'text.context') and part(moved[0], 'audio.context') and part(moved[0], 'text.head')
@@ -223,7 +241,8 @@ def test_share_with_twin_is_counted_sample_by_sample():
     batches = list(torch.randperm(96, generator=torch.Generator().manual_seed(1)).split(8))
     met = [any(labels[i] == labels[j] for j in b if j != i) for b in batches for i in b]
     assert share_with_twin(labels, batches) == pytest.approx(100 * sum(met) / len(met))
-    assert share_with_twin(['same'] * 8, [torch.arange(8)]) == 100 and share_with_twin(list(range(8)), [torch.arange(8)]) == 0
+    assert (share_with_twin(['same'] * 8, [torch.arange(8)]) == 100
+            and share_with_twin(list(range(8)), [torch.arange(8)]) == 0)
 
 
 def test_loss_on_batches_leaves_the_model_as_it_was():
@@ -231,7 +250,8 @@ def test_loss_on_batches_leaves_the_model_as_it_was():
     before = {k: v.clone() for k, v in m.state_dict().items()}
     batches = list(torch.arange(64).split(16))
     loss = loss_on(m, p, batches)['loss']
-    assert loss == loss_on(m, p, batches)['loss'] == pytest.approx(np.mean([loss_on(m, p, [b])['loss'] for b in batches]))
+    assert loss == loss_on(m, p, batches)['loss'] == pytest.approx(
+        np.mean([loss_on(m, p, [b])['loss'] for b in batches]))
     assert all(torch.equal(v, before[k]) for k, v in m.state_dict().items())
     assert m.audio.context.training and all(q.grad is None for q in m.parameters())
 
@@ -241,7 +261,8 @@ def test_loss_on_batches_leaves_the_model_as_it_was():
 @pytest.mark.parametrize('captions, trained, judged, told', [
     (100, [16, 32, 64], [16, 64], None),
     (40, [16, 32], [16], ('batches of 64, more than the 40 captions', '*Batch 32 is best* is judged without them')),
-    (24, [16], [], ('batches of 32, 64, more than the 24 captions', '*Batch 32 is best* is not judged for want of them')),
+    (24, [16], [],
+     ('batches of 32, 64, more than the 24 captions', '*Batch 32 is best* is not judged for want of them')),
     (12, [], [], ('batches of 16, 32, 64, more than the 12 captions', 'is not judged'))])
 def test_a_batch_larger_than_the_data_is_told_and_its_claim_not_judged(captions, trained, judged, told):
     "The cells of the page that make Table III and its claims, in front of data of several sizes"

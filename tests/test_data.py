@@ -14,21 +14,25 @@ RATE = 8000
 
 class Tones(Clips):
     "40 tones of 1, 1.5 and 2 seconds."
-    def __init__(self, n=40): super().__init__('tones', 'train', [f'tone {i}' for i in range(n)], [[f'Tone {i}.'] for i in range(n)])
+    def __init__(self, n=40):
+        super().__init__('tones', 'train', [f'tone {i}' for i in range(n)], [[f'Tone {i}.'] for i in range(n)])
     def duration(self, i): return (1., 1.5, 2.)[i % 3]
-    def audio(self, i, sample_rate): return torch.sin(torch.arange(int(self.duration(i)*sample_rate)) * (2*torch.pi*(100+i)/sample_rate) + 0.1)
+    def audio(self, i, sample_rate):
+        return torch.sin(torch.arange(int(self.duration(i)*sample_rate)) * (2*torch.pi*(100+i)/sample_rate) + 0.1)
 
 class Ear(Encoder):
     "Frames of 50 ms, projected; it dawdles for `pause` seconds a batch."
     name, sample_rate, frame_seconds, width = 'toy-ear', 8000, 0.05, 16
     def __init__(self, pause=0., frame=400):
         super().__init__()
-        self.pause, self.frame, self.seen, self.weight = pause, frame, 0, torch.randn(frame, 16, generator=torch.Generator().manual_seed(0))/20
+        self.pause, self.frame, self.seen, self.weight = (
+            pause, frame, 0, torch.randn(frame, 16, generator=torch.Generator().manual_seed(0))/20)
     def fingerprint(self): return hash_json(self.weight.tolist())[:16]
     def forward(self, waveform, mask=None):
         time.sleep(self.pause); self.seen += len(waveform)
         mask = torch.ones_like(waveform, dtype=torch.bool) if mask is None else mask
-        frames, valid = (nn.functional.pad(x, (0, max(0, self.frame - x.shape[1]))).unfold(1, self.frame, self.frame) for x in (waveform, mask))
+        frames, valid = (nn.functional.pad(x, (0, max(0, self.frame - x.shape[1])))
+                         .unfold(1, self.frame, self.frame) for x in (waveform, mask))
         x = (frames @ self.weight).relu()
         return Encoded(x.mean(1), x, valid.all(-1))
 
@@ -43,7 +47,8 @@ def folder(tmp_path):
     return root
 
 def table(root, **columns):
-    t = pd.DataFrame(dict(file_name=['0.wav','1.wav','2.wav'], caption=['A low tone.','A tone.','A high tone.']) | columns)
+    t = pd.DataFrame(dict(file_name=['0.wav','1.wav','2.wav'], caption=['A low tone.','A tone.','A high tone.'])
+                     | columns)
     t.to_csv(root/'metadata.csv', index=False)
 
 def fails(match, what, *args, error=(ValueError, FileNotFoundError), **kwargs):
@@ -57,12 +62,15 @@ def test_good_folder(folder):
 def test_several_caption_columns_and_ids(folder):
     table(folder, caption_2=['One.','Two.','None'], id=['a','b','007'])
     clips = Folder(folder)
-    assert clips.ids[2] == '007' and clips.captions[2] == ['A high tone.', 'None'] and clips.clip_of_caption.tolist() == [0,0,1,1,2,2]
+    assert (clips.ids[2] == '007' and clips.captions[2] == ['A high tone.', 'None']
+            and clips.clip_of_caption.tolist() == [0,0,1,1,2,2])
 
 def test_no_metadata(folder):
     (folder/'metadata.csv').unlink(); fails('metadata.csv does not exist.*each of the 3 sounds', Folder, folder)
 
-def test_no_sounds(tmp_path): fails('holds no sounds', Folder, tmp_path); fails('nowhere is not a folder', Folder, tmp_path/'nowhere')
+def test_no_sounds(tmp_path):
+    fails('holds no sounds', Folder, tmp_path)
+    fails('nowhere is not a folder', Folder, tmp_path/'nowhere')
 
 def test_empty_metadata(folder):
     (folder/'metadata.csv').write_text(''); fails('metadata.csv is not a CSV file', Folder, folder)
@@ -84,18 +92,32 @@ def test_no_file_name_column(folder):
 
 @pytest.mark.parametrize('empty', ['', '   ', '...'])
 def test_empty_caption(folder, empty):
-    table(folder, caption=['A low tone.', empty, 'A high tone.']); fails('metadata.csv.*(row 3|1.wav).*', Folder, folder)
+    table(folder, caption=['A low tone.', empty, 'A high tone.'])
+    fails('metadata.csv.*(row 3|1.wav).*', Folder, folder)
 
-def test_duplicate_file(folder): table(folder, file_name=['0.wav','1.wav','0.wav']); fails("duplicate id '0.wav'", Folder, folder)
+def test_duplicate_file(folder):
+    table(folder, file_name=['0.wav','1.wav','0.wav'])
+    fails("duplicate id '0.wav'", Folder, folder)
+
 def test_duplicate_id(folder): table(folder, id=['a','b','b']); fails("duplicate id 'b'", Folder, folder)
-def test_duplicate_across_splits(folder): table(folder, id=['a','b','b'], split=['train','train','test']); fails("duplicate id 'b'", Folder, folder, 'train')
-def test_missing_file(folder): table(folder, file_name=['0.wav','gone.wav','2.wav']); fails("row 3: 'gone.wav' is not a file", Folder, folder)
+
+def test_duplicate_across_splits(folder):
+    table(folder, id=['a','b','b'], split=['train','train','test'])
+    fails("duplicate id 'b'", Folder, folder, 'train')
+
+def test_missing_file(folder):
+    table(folder, file_name=['0.wav','gone.wav','2.wav'])
+    fails("row 3: 'gone.wav' is not a file", Folder, folder)
+
 def test_unknown_split(folder): fails("no split 'tset'.*A column 'split'", Folder, folder, 'tset')
 
-@pytest.mark.parametrize('path', ['../outside.wav', 'sub/../../outside.wav', '/etc/hostname', 'link.wav', 'linked/outside.wav'])
+@pytest.mark.parametrize('path', [
+    '../outside.wav', 'sub/../../outside.wav', '/etc/hostname', 'link.wav', 'linked/outside.wav'])
 def test_path_that_leaves_the_folder(folder, path):
     sf.write(folder.parent/'outside.wav', np.ones(100), RATE)
-    (folder/'sub').mkdir(); os.symlink(folder.parent/'outside.wav', folder/'link.wav'); os.symlink(folder.parent, folder/'linked')
+    (folder/'sub').mkdir()
+    os.symlink(folder.parent/'outside.wav', folder/'link.wav')
+    os.symlink(folder.parent, folder/'linked')
     table(folder, file_name=['0.wav', path, '2.wav']); fails(f"row 3: '{path}' leaves the folder", Folder, folder)
 
 def test_folder_reached_through_a_link(folder): # the folder itself may be a link, and links inside it may point inside
@@ -125,18 +147,21 @@ def test_clip_shorter_than_one_frame(folder):
     sf.write(folder/'1.wav', 0.1*np.ones(50), RATE)
     fails('1.wav: 0.006 s of sound', audio_features, Folder(folder), Ear(), folder.parent/'cache')
     sf.write(folder/'1.wav', 0.1*np.ones(800), RATE)
-    fails("'1.wav': shorter than one token of encoder 'toy-ear'", audio_features, Folder(folder), Ear(frame=1600), folder.parent/'cache')
+    fails("'1.wav': shorter than one token of encoder 'toy-ear'", audio_features, Folder(folder), Ear(frame=1600),
+          folder.parent/'cache')
 
 # --- the published datasets
 
 def test_audiocaps_lists_missing_clips(folder):
     (folder/'audio'/'val').mkdir(parents=True)
     (folder/'0.wav').rename(folder/'audio'/'val'/'Yid0.wav')
-    t = pd.DataFrame([(f'{i}{k}', f'id{i}', '30', f'Caption {k} of {i}') for i in range(8) for k in range(5)], columns=['audiocap_id','youtube_id','start_time','caption'])
+    t = pd.DataFrame([(f'{i}{k}', f'id{i}', '30', f'Caption {k} of {i}') for i in range(8) for k in range(5)],
+                     columns=['audiocap_id','youtube_id','start_time','caption'])
     t.to_csv(folder/'val.csv', index=False)
     fails("7 of 8 clips are not on disk, first id1, id2, id3, id4, id5.*missing='skip'", AudioCaps, folder, 'val')
     clips = AudioCaps(folder, 'val', missing='skip')
-    assert len(clips) == 1 and len(clips.captions[0]) == 5 and len(clips.missing) == 7 and clips.audio(0, 100).shape == (1000,)
+    assert (len(clips) == 1 and len(clips.captions[0]) == 5 and len(clips.missing) == 7
+            and clips.audio(0, 100).shape == (1000,))
     assert '7 of 8 listed clips' in clips.note and '494' in clips.note
 
 def test_audiocaps_with_one_clip_per_row(folder):
@@ -145,12 +170,14 @@ def test_audiocaps_with_one_clip_per_row(folder):
     assert AudioCaps(folder, 'train', csv=folder/'mine.csv').captions == [['A tone.']]
 
 def test_nothing_on_disk_is_never_skipped(folder):
-    pd.DataFrame(dict(file_name=['x.wav'], caption_1=['A tone.'])).to_csv(folder/'clotho_captions_development.csv', index=False)
+    pd.DataFrame(dict(file_name=['x.wav'], caption_1=['A tone.'])).to_csv(
+        folder/'clotho_captions_development.csv', index=False)
     fails('1 of 1 clips are not on disk', Clotho, folder, 'train', missing='skip')
 
 def test_a_published_list_cannot_reach_outside(folder):
     sf.write(folder.parent/'outside.wav', np.ones(100), RATE); (folder/'development').mkdir()
-    pd.DataFrame(dict(file_name=['../../outside.wav'], caption_1=['A tone.'])).to_csv(folder/'clotho_captions_development.csv', index=False)
+    pd.DataFrame(dict(file_name=['../../outside.wav'], caption_1=['A tone.'])).to_csv(
+        folder/'clotho_captions_development.csv', index=False)
     fails('not on disk', Clotho, folder, 'train')
 
 # --- the feature cache
@@ -196,7 +223,9 @@ def test_two_processes_make_the_same_bytes(tmp_path, smooth):
 def test_full_disk(tmp_path, smooth):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard)) # shards fit, the merged file does not
-    try: fails('disk is full.*run again', audio_features, Tones(), Ear(), tmp_path, batch_seconds=5, shard=5, error=OSError)
+    try:
+        fails('disk is full.*run again', audio_features, Tones(), Ear(), tmp_path, batch_seconds=5, shard=5,
+              error=OSError)
     finally: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not [p for p in tmp_path.glob('audio-*/*') if p.suffix == '.tmp' or p.name == 'frames.npy']
     ear = Ear(); audio_features(Tones(), ear, tmp_path, batch_seconds=5, shard=5)
@@ -205,14 +234,18 @@ def test_full_disk(tmp_path, smooth):
 def test_features_do_not_depend_on_the_batch(tmp_path):
     few, many = (audio_features(Tones(), Ear(), tmp_path/str(s), batch_seconds=s) for s in (1, 100))
     i = torch.arange(40)
-    assert torch.equal(few.gather(i)[1], many.gather(i)[1]) and torch.allclose(few.gather(i)[0], many.gather(i)[0], atol=2e-3)
+    assert (torch.equal(few.gather(i)[1], many.gather(i)[1])
+            and torch.allclose(few.gather(i)[0], many.gather(i)[0], atol=2e-3))
 
 def test_rng_is_left_alone(tmp_path):
-    state = torch.get_rng_state(); audio_features(Tones(), Ear(), tmp_path); assert torch.equal(state, torch.get_rng_state())
+    state = torch.get_rng_state()
+    audio_features(Tones(), Ear(), tmp_path)
+    assert torch.equal(state, torch.get_rng_state())
 
 # --- batches
 
-def test_fewer_captions_than_a_batch(): fails('31 captions do not fill one batch of batch_size=32', RandomBatches, 31, 32, 0)
+def test_fewer_captions_than_a_batch():
+    fails('31 captions do not fill one batch of batch_size=32', RandomBatches, 31, 32, 0)
 
 def test_batches_depend_on_seed_and_epoch_alone():
     a, b = RandomBatches(100, 7, 1), RandomBatches(100, 7, 1)

@@ -56,14 +56,18 @@ def project(folder):
     (folder/'nbs'/'reproduce').mkdir(parents=True)
     (folder/'settings.ini').write_text(SETTINGS)
     new = nbformat.v4
-    nb = new.new_notebook(cells=[new.new_markdown_cell('# Toy'), new.new_code_cell('profile = "embedded"\nout = None', metadata=dict(tags=['parameters'])), new.new_code_cell(CELL)])
+    nb = new.new_notebook(cells=[
+        new.new_markdown_cell('# Toy'),
+        new.new_code_cell('profile = "embedded"\nout = None', metadata=dict(tags=['parameters'])),
+        new.new_code_cell(CELL)])
     nb.metadata['kernelspec'] = dict(display_name='python3', language='python', name='python3')
     nbformat.write(nb, folder/'nbs'/'reproduce'/'baseline.ipynb')
     return os.environ | dict(ATR_NB_CACHE=str(folder/'cache'), ATR_NB_RUNS=str(folder/'runs'))
 
 
 def start(folder, environment):
-    return subprocess.Popen([ATR, 'reproduce', '--papers', 'baseline'], cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    return subprocess.Popen([ATR, 'reproduce', '--papers', 'baseline'], cwd=folder, env=environment,
+                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
 
 
 def outcome(folder):
@@ -139,7 +143,8 @@ def test_damaged_at_random_places(undisturbed, tmp_path, request, capsys, monkey
     folder = tmp_path/'there'
     monkeypatch.chdir(folder)
     for _ in range(tries):
-        stored = [f for top in ('cache', 'runs') for f in sorted((folder/top).rglob('*')) if f.suffix in ('.npy', '.json', '.npz', '.safetensors') and 'locks' not in f.parts]
+        stored = [f for top in ('cache', 'runs') for f in sorted((folder/top).rglob('*'))
+                  if f.suffix in ('.npy', '.json', '.npz', '.safetensors') and 'locks' not in f.parts]
         file = lot.choice(stored)
         did = damage(file, lot)
         with warnings.catch_warnings(record=True) as said:
@@ -157,7 +162,8 @@ def make_trial(lab): return lab.trial('scenes-sparse', 0)
 
 @pytest.fixture
 def small(undisturbed, tmp_path, monkeypatch):
-    "Build labs with the features of the undisturbed project and runs of their own, each as in a process that has made nothing yet"
+    """Build labs with the features of the undisturbed project and runs of their own,
+    each as in a process that has made nothing yet"""
     project(tmp_path)
     monkeypatch.chdir(tmp_path)
     return lambda: Logbook(load(cache=str(undisturbed[0]/'cache'), runs=str(tmp_path/'runs'), epochs=3), 'baseline')

@@ -1,4 +1,5 @@
-"What is looked at inside a model: what captions listen to, what each level finds, what unrelated sound and scoring cost."
+"""What is looked at inside a model:
+what captions listen to, what each level finds, what unrelated sound and scoring cost."""
 from dataclasses import replace
 from itertools import product
 import numpy as np, pandas as pd, pytest, torch
@@ -19,7 +20,8 @@ class Silent(Clips):
     def audio(self, i, sample_rate): return torch.zeros(10)
     def duration(self, i): return 10.
 
-def silent(split, words): return Silent('silent', split, [f'{split} {i}' for i in range(len(words))], [[w] for w in words])
+def silent(split, words):
+    return Silent('silent', split, [f'{split} {i}' for i in range(len(words))], [[w] for w in words])
 
 def test_topics_are_the_rare_words():
     clips = silent('test', [f'the Dog{i // 2} barks' for i in range(44)])
@@ -56,7 +58,8 @@ def test_the_weight_on_a_sound_second_by_second():
         end = [min(.2 * (k + 1), len(wave) / RATE) for k in range(31)]
         for (caption, w), kind, row in zip(heard.weights.items(), kinds, hearing.on_its_sound([heard]).to_numpy()):
             assert {e.kind for e in events(understand(caption))} == {kind}
-            on = [any(e.kind == kind and end[k] > a and min(.2 * k, len(wave) / RATE) < b for e, a, b in spans) for k in range(31)]
+            on = [any(e.kind == kind and end[k] > a and min(.2 * k, len(wave) / RATE) < b for e, a, b in spans)
+                  for k in range(31)]
             assert row == pytest.approx((100 * sum(w[k] for k in range(31) if on[k]), 100 * sum(on) / 31))
 
 def test_sequences_are_different_sounds_in_a_row():
@@ -112,7 +115,8 @@ def test_what_a_level_finds_of_each_kind():
 
 def changes(ranks, **k):
     spreads = {('good', 'clean'): 8, ('good', 'noisy'): 12, ('poor', 'clean'): 9, ('poor', 'noisy'): 30}
-    return [toy_run(row, seed, spread, ranks, dataset=d, **k) for (row, d), spread in spreads.items() for seed in range(2)]
+    return [toy_run(row, seed, spread, ranks, dataset=d, **k)
+            for (row, d), spread in spreads.items() for seed in range(2)]
 
 def test_a_loss_is_judged_query_by_query():
     ranks = {}
@@ -123,7 +127,9 @@ def test_a_loss_is_judged_query_by_query():
     change = lambda row, seed: hit(row, 'noisy', seed) - hit(row, 'clean', seed)
     each = np.stack([change('good', seed) - change('poor', seed) for seed in range(2)])
     assert judged['effect'] == pytest.approx(each.mean()) and judged['spread'] == pytest.approx(each.mean(1))
-    e = T.paired_bootstrap(np.stack([change('good', s) for s in range(2)]), np.stack([change('poor', s) for s in range(2)]), groups=ranks['noisy_group'][ranks['noisy_clip_of_caption']])
+    e = T.paired_bootstrap(np.stack([change('good', s) for s in range(2)]),
+                           np.stack([change('poor', s) for s in range(2)]),
+                           groups=ranks['noisy_group'][ranks['noisy_clip_of_caption']])
     assert (judged['ci_low'], judged['ci_high'], judged['verdict']) == (e.ci_low, e.ci_high, T.verdict(e))
     assert (judged['dataset'], judged['better'], judged['worse']) == ('noisy', 'change of good', 'change of poor')
     assert set(judged['runs']) == {r['run'] for r in records}
@@ -132,7 +138,8 @@ def test_a_loss_is_judged_query_by_query():
 @pytest.mark.parametrize('spoil, complaint', [
     (lambda r: r | dict(ids_sha256='cd' * 32) if r['dataset'] == 'clean' else r, 'have other clips or captions'),
     (lambda r: r | dict(seed=r['seed'] + 7) if r['dataset'] == 'clean' else r, 'share no seed'),
-    (lambda r: r | dict(row='gone') if (r['dataset'], r['row']) == ('clean', 'poor') else r, 'no run for losses / poor / clean')])
+    (lambda r: r | dict(row='gone') if (r['dataset'], r['row']) == ('clean', 'poor') else r,
+     'no run for losses / poor / clean')])
 def test_a_loss_needs_the_same_queries(spoil, complaint):
     ranks = {}
     records = [spoil(r) for r in changes(ranks)]

@@ -1,4 +1,5 @@
-"Every key covers the code that makes what it addresses: an edit that can change a number changes it, a better sentence does not."
+"""Every key covers the code that makes what it addresses:
+an edit that can change a number changes it, a better sentence does not."""
 import ast
 import os
 import shutil
@@ -30,8 +31,10 @@ SOUND = 'words data.audio data.folders data.datasets data.descriptions data.scen
 FEATURES = SOUND + 'data.features encoders.panns encoders.aisfx model'.split()
 WORDS = 'data.features data.captions encoders.text model'.split()
 parsed = files._module.__wrapped__
-RUN = FEATURES + WORDS + ('data.batches encoders.tower encoders.transformers alignment.pooling alignment.tokens evaluation.metrics evaluation.scoring methods.mgrl '
-    'training.losses training.recipe training.checkpoints training.trainer training.curriculum results.opening results.setup results.runs').split()
+RUN = FEATURES + WORDS + (
+    'data.batches encoders.tower encoders.transformers alignment.pooling alignment.tokens '
+    'evaluation.metrics evaluation.scoring methods.mgrl training.losses training.recipe training.checkpoints '
+    'training.trainer training.curriculum results.opening results.setup results.runs').split()
 
 
 @pytest.fixture(scope='module')
@@ -58,15 +61,19 @@ def package(tmp_path, monkeypatch):
 def setup_of(parts):
     "What a run's identity asks of a setup"
     scenes, ear, voice = parts
-    return SimpleNamespace(settings=replace(load('smoke'), root=ROOT), fingerprints=(ear.fingerprint(), voice.fingerprint()), features_in=ear.precision, clips=lambda dataset, split: scenes, device=torch.device('cpu'))
+    return SimpleNamespace(settings=replace(load('smoke'), root=ROOT),
+                           fingerprints=(ear.fingerprint(), voice.fingerprint()), features_in=ear.precision,
+                           clips=lambda dataset, split: scenes, device=torch.device('cpu'))
 
 
 def keys(parts):
     "The keys of a manifest, of features of sound and of words, and of a run"
     scenes, ear, voice = parts
     for name in ('manifest_hash', 'sound_hash'): vars(scenes).pop(name, None)
-    identity = runs._identity(setup_of(parts), 'scenes-sparse', 'mgrl', {}, Recipe(Stage(1)), 0, {'hard': object.__new__(MinedBatches)}, {})
-    return dict(manifest=scenes.manifest_hash, sound=hash_json(feature_facts('audio', scenes.sound_hash, ear, 'float16')),
+    identity = runs._identity(setup_of(parts), 'scenes-sparse', 'mgrl', {}, Recipe(Stage(1)), 0,
+                              {'hard': object.__new__(MinedBatches)}, {})
+    return dict(manifest=scenes.manifest_hash,
+                sound=hash_json(feature_facts('audio', scenes.sound_hash, ear, 'float16')),
                 words=hash_json(feature_facts('text', 'captions', voice, 'float16')), run=runs.run_name(identity))
 
 
@@ -83,7 +90,8 @@ def constants(path):
 def change(path, number):
     lines = path.read_text().splitlines(keepends=True)
     line = lines[number.lineno - 1].encode() # columns count bytes
-    lines[number.lineno - 1] = (line[:number.col_offset] + repr(number.value + type(number.value)(1)).encode() + line[number.end_col_offset:]).decode()
+    lines[number.lineno - 1] = (line[:number.col_offset] + repr(number.value + type(number.value)(1)).encode()
+                                + line[number.end_col_offset:]).decode()
     path.write_text(''.join(lines))
 
 
@@ -96,7 +104,8 @@ def test_a_constant_changes_the_keys(package, parts, module):
         change(path, number)
         after = keys(parts)
         path.write_text(text)
-        expected = {k for k, modules in dict(manifest=SOUND, sound=FEATURES, words=WORDS, run=RUN).items() if module in modules}
+        expected = {k for k, modules in dict(manifest=SOUND, sound=FEATURES, words=WORDS, run=RUN).items()
+                    if module in modules}
         assert expected <= {k for k in before if before[k] != after[k]}, f'line {number.lineno}'
 
 
@@ -104,18 +113,25 @@ def test_a_constant_changes_the_keys(package, parts, module):
 def test_a_sentence_does_not(package, parts, module):
     path = package.joinpath(*module.split('.')).with_suffix('.py')
     before, text = keys(parts), path.read_text()
-    docs = [n.body[0] for n in ast.walk(ast.parse(text)) if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(n)]
+    docs = [n.body[0] for n in ast.walk(ast.parse(text))
+            if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(n)]
     lines = text.splitlines(keepends=True)
-    if docs: lines[docs[-1].lineno - 1] = lines[docs[-1].lineno - 1].replace('"', '"Better: ', 1) if '"""' not in lines[docs[-1].lineno - 1] else lines[docs[-1].lineno - 1]
-    path.write_text(''.join(['"Another first line"\n', *lines[1:], '\n# and a remark\n']) if lines[0].startswith('"""') else text + '\n# and a remark\n')
+    if docs:
+        lines[docs[-1].lineno - 1] = (lines[docs[-1].lineno - 1].replace('"', '"Better: ', 1)
+                                      if '"""' not in lines[docs[-1].lineno - 1] else lines[docs[-1].lineno - 1])
+    path.write_text(''.join(['"Another first line"\n', *lines[1:], '\n# and a remark\n'])
+                    if lines[0].startswith('"""') else text + '\n# and a remark\n')
     assert path.read_text() != text and keys(parts) == before
 
 
 def test_every_module_that_can_change_a_number_is_tried():
-    aside = 'settings cli pages files figures notebooks processes __init__ _modidx results.logbook results.records results.tables results.claims results.report results.published results.experiment '
-    aside += 'results.auxiliary results.cost results.hearing results.levels results.compare results.choices results.plan '
+    aside = ('settings cli pages files figures notebooks processes __init__ _modidx results.logbook results.records '
+             'results.tables results.claims results.report results.published results.experiment ')
+    aside += ('results.auxiliary results.cost results.hearing results.levels results.compare results.choices '
+              'results.plan ')
     aside += 'training.checks evaluation.significance methods.__init__ '
-    aside += 'methods.baseline methods.cmlf methods.hci_ac methods.tha_dcr methods.diffatr evaluation.calibration alignment.segments alignment.factors alignment.cross '
+    aside += ('methods.baseline methods.cmlf methods.hci_ac methods.tha_dcr methods.diffatr evaluation.calibration '
+              'alignment.segments alignment.factors alignment.cross ')
     aside += 'results.models results.search '
     aside += 'results.blocks training.captioner encoders.patches' # those of other runs
     modules = {'.'.join(p.relative_to(ROOT/'atr_nb').with_suffix('').parts) for p in (ROOT/'atr_nb').rglob('*.py')}
@@ -125,14 +141,18 @@ def test_every_module_that_can_change_a_number_is_tried():
 
 @pytest.mark.parametrize('module', ['results.logbook', 'results.records', 'results.tables', 'results.experiment'])
 def test_where_a_run_is_noted_does_not_determine_it(module):
-    "Neither that of a plain run nor that of one with auxiliary captions, whose address holds the code of `auxiliary` as well"
+    """Neither that of a plain run nor that of one with auxiliary captions,
+    whose address holds the code of `auxiliary` as well"""
     assert f'atr_nb.{module}' not in files._reached(['atr_nb.results.runs', 'atr_nb.results.auxiliary'])
 
 
-@pytest.mark.parametrize('options, base', [({}, 'baseline'), (dict(base='mgrl'), 'mgrl'), (dict(base='hci_ac'), 'hci_ac')])
+@pytest.mark.parametrize('options, base', [
+    ({}, 'baseline'), (dict(base='mgrl'), 'mgrl'), (dict(base='hci_ac'), 'hci_ac')])
 def test_a_constant_of_its_base_changes_the_address_of_a_method(package, parts, options, base):
     "DiffATR builds its base by name and does not import it"
-    def address(): return runs.run_name(runs._identity(setup_of(parts), 'scenes-sparse', 'diffatr', options, Recipe(Stage(1)), 0, {}, {}))
+    def address():
+        return runs.run_name(runs._identity(setup_of(parts), 'scenes-sparse', 'diffatr', options, Recipe(Stage(1)), 0,
+                                            {}, {}))
     path = package/'methods'/f'{base}.py'
     before = address()
     change(path, constants(path)[0])
@@ -190,7 +210,8 @@ def test_the_lexicon_is_the_file_that_is_hashed():
 
 
 @pytest.mark.parametrize('module, old, new', [
-    ('encoders/panns', '.mean(3)', '.amax(3)'), ('data/scenes', 'freq/900', 'freq/1500'), ('data/scenes', '0.1 / blocks', '0.2 / blocks')])
+    ('encoders/panns', '.mean(3)', '.amax(3)'), ('data/scenes', 'freq/900', 'freq/1500'),
+    ('data/scenes', '0.1 / blocks', '0.2 / blocks')])
 def test_edits_that_left_every_key_as_it_was(package, parts, module, old, new):
     path = (package/module).with_suffix('.py')
     assert path.read_text().count(old) == 1
@@ -204,7 +225,8 @@ def test_through_a_copy_of_the_package(tmp_path):
     "The same in a process that imports the edited copy"
     shutil.copytree(ROOT/'atr_nb', tmp_path/'atr_nb', ignore=shutil.ignore_patterns('__pycache__', 'assets'))
     script = 'from atr_nb.files import code_hash; print(code_hash("atr_nb.encoders.aisfx"))'
-    run = lambda: subprocess.run([sys.executable, '-c', script], env=os.environ | dict(PYTHONPATH=str(tmp_path)), cwd=tmp_path, capture_output=True, text=True, check=True)
+    run = lambda: subprocess.run([sys.executable, '-c', script], env=os.environ | dict(PYTHONPATH=str(tmp_path)),
+                                 cwd=tmp_path, capture_output=True, text=True, check=True)
     before, path = run().stdout, tmp_path/'atr_nb'/'encoders'/'panns.py'
     path.write_text(path.read_text().replace('.mean(3)', '.amax(3)'))
     assert run().stdout != before

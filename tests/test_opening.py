@@ -158,17 +158,21 @@ def test_a_hub_model_may_be_downloaded(project, monkeypatch):
 def transformers(tmp_path_factory):
     "Folders of a small CLAP model and a small AST"
     folder = tmp_path_factory.mktemp('transformers')
-    audio = ClapAudioConfig(patch_embeds_hidden_size=16, depths=[1, 1, 1, 1], num_attention_heads=[1, 2, 4, 8], hidden_size=128)
+    audio = ClapAudioConfig(patch_embeds_hidden_size=16, depths=[1, 1, 1, 1], num_attention_heads=[1, 2, 4, 8],
+                            hidden_size=128)
     text = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=1, intermediate_size=16, vocab_size=50)
-    ClapModel(ClapConfig(text_config=text, audio_config=audio.to_dict(), projection_dim=8)).save_pretrained(folder/'htsat')
-    ASTModel(ASTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)).save_pretrained(folder/'ast')
+    ClapModel(ClapConfig(text_config=text, audio_config=audio.to_dict(),
+                         projection_dim=8)).save_pretrained(folder/'htsat')
+    ASTModel(ASTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+                       intermediate_size=32)).save_pretrained(folder/'ast')
     return folder
 
 
 @pytest.mark.parametrize('name', ['htsat', 'ast'])
 @pytest.mark.parametrize('finetune', [False, True])
 def test_a_transformer_for_sound(project, transformers, name, finetune):
-    setup = Setup(load(datasets='scenes-sparse', text_encoder='tiny', audio_encoder=name, audio_weights=transformers/name, finetune=finetune))
+    setup = Setup(load(datasets='scenes-sparse', text_encoder='tiny', audio_encoder=name,
+                       audio_weights=transformers/name, finetune=finetune))
     model = setup.model('baseline', {}, 0).eval()
     b = setup.pairs('scenes-sparse', 'val').batch(torch.arange(2))
     with torch.no_grad(): assert model.encode_audio(b.audio, b.audio_mask).pooled.isfinite().all()
@@ -181,17 +185,22 @@ def test_weights_of_another_kind(project, transformers):
     (project/'panns.pth').touch()
     (project/'empty').mkdir()
     for encoder, weights, told in (
-        ('aisfx', transformers/'htsat', 'aisfx brings its own weights'), ('cnn10', transformers/'htsat', 'is not a file; cnn10 takes'),
-        ('htsat', 'panns.pth', 'is not a folder; htsat takes'), ('ast', 'nowhere', 'nowhere does not exist; ast takes the folder'),
-        ('htsat', 'empty', 'has no config.json'), ('ast', transformers/'htsat', "type 'clap'"), ('htsat', transformers/'ast', "one of type 'clap' is wanted")):
-        with pytest.raises((ValueError, FileNotFoundError), match=told): check(load(audio_encoder=encoder, audio_weights=weights))
+        ('aisfx', transformers/'htsat', 'aisfx brings its own weights'),
+        ('cnn10', transformers/'htsat', 'is not a file; cnn10 takes'),
+        ('htsat', 'panns.pth', 'is not a folder; htsat takes'),
+        ('ast', 'nowhere', 'nowhere does not exist; ast takes the folder'),
+        ('htsat', 'empty', 'has no config.json'), ('ast', transformers/'htsat', "type 'clap'"),
+        ('htsat', transformers/'ast', "one of type 'clap' is wanted")):
+        with pytest.raises((ValueError, FileNotFoundError), match=told):
+            check(load(audio_encoder=encoder, audio_weights=weights))
 
 
 def test_a_clip_that_is_too_long_for_a_transformer(data, transformers):
     given = ALL | dict(datasets=data.name, audio_encoder='htsat', audio_weights=transformers/'htsat')
     for part in ('val', 'validation'): sf.write(data/part/'rain.wav', 0.1 * np.sin(np.arange(12 * 16000) / 5), 16000)
     if data.name == 'audiocaps': return check(load(**given)) # is cut to ten seconds
-    with pytest.raises(ValueError, match="clip 'rain.wav' of Clotho, val, has 12.0 s, but htsat takes 10.3"): check(load(**given))
+    with pytest.raises(ValueError, match="clip 'rain.wav' of Clotho, val, has 12.0 s, but htsat takes 10.3"):
+        check(load(**given))
     check(load(**given, long_clips='windows'))
 
 
@@ -216,14 +225,16 @@ def test_a_checkpoint_as_the_official_ones_are(tmp_path, weights):
     names = 'fc1.weight', 'fc_audioset.bias', 'spectrogram_extractor.stft.conv_real.weight', 'logmel_extractor.melW'
     others = {name: torch.zeros(3) for name in names}
     numbers = [np.float64(0.4), np.float32(1), np.int64(3), np.int32(3), np.bool_(True), np.arange(3), np.arange(3) / 2]
-    content = dict(iteration=np.int64(600_000), model=weights | others, sampler=dict(indexes=np.arange(5)), statistics=numbers)
+    content = dict(iteration=np.int64(600_000), model=weights | others, sampler=dict(indexes=np.arange(5)),
+                   statistics=numbers)
     torch.save(content, tmp_path/'cnn10.pth')
     read = load_panns(tmp_path/'cnn10.pth').state_dict()
     assert read.keys() == weights.keys() and all(torch.equal(read[k], weights[k]) for k in weights)
 
 
 @pytest.mark.parametrize('content', [
-    [1, 2], None, 3, 'weights', {}, {'model': [1]}, {'model': 'x'}, {1: torch.zeros(2)}, {'conv_block1.conv1.weight': 3}])
+    [1, 2], None, 3, 'weights', {}, {'model': [1]}, {'model': 'x'}, {1: torch.zeros(2)},
+    {'conv_block1.conv1.weight': 3}])
 def test_a_checkpoint_of_something_else(tmp_path, content):
     torch.save(content, tmp_path/'other.pth')
     told = 'other.pth: not (the weights of a network|a checkpoint of Cnn10)'

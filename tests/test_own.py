@@ -62,7 +62,8 @@ def test_the_lot_depends_on_nothing_else(tmp_path):
     table.sample(frac=1, random_state=0).to_csv(folder/'metadata.csv', index=False)
     assert splits(folder) == before
     sf.write(folder/'new.wav', tone(50), RATE)
-    pd.concat([table, pd.DataFrame(dict(file_name=['new.wav'], caption=['A new tone.']))]).to_csv(folder/'metadata.csv', index=False)
+    pd.concat([table, pd.DataFrame(dict(file_name=['new.wav'], caption=['A new tone.']))]).to_csv(
+        folder/'metadata.csv', index=False)
     assert {split: its - {'new.wav'} for split, its in splits(folder).items()} == before
 
 
@@ -109,7 +110,8 @@ def test_a_folder_by_its_path(project, monkeypatch):
 @pytest.mark.parametrize('given, told', [
     ('folder:', "datasets='folder:' will not do; expected one or more of scenes-sparse"),
     ('folders:sounds', 'and folder:PATH, sounds of your own'), ('sounds', 'folder:PATH'),
-    ('folder:a/sounds, folder:b/sounds', 'would both be called folder:sounds'), ('folder:sounds,folder:./sounds', 'name each folder once')])
+    ('folder:a/sounds, folder:b/sounds', 'would both be called folder:sounds'),
+    ('folder:sounds,folder:./sounds', 'name each folder once')])
 def test_a_folder_that_cannot_be_named(project, given, told):
     with pytest.raises(ValueError, match=re.escape(told)): load(datasets=given)
 
@@ -139,10 +141,12 @@ def spoil(what, folder):
 
 @pytest.mark.parametrize('what, told', [
     ('no folder', 'sounds is not a folder; name one that holds sounds'), ('a file', 'is not a folder'),
-    ('no table', "metadata.csv does not exist; it should have a row for each of the 40 sounds, with columns 'file_name' and 'caption'"),
+    ('no table', 'metadata.csv does not exist; it should have a row for each of the 40 sounds, '
+                 "with columns 'file_name' and 'caption'"),
     ('no sounds', 'sounds holds no sounds; they end in .wav, .flac, .ogg, .opus, .mp3'),
     ('missing', "row 8: '6.wav' is not a file"), ('unreadable', "clip '6.wav'"), ('silent', '6.wav: is silent'),
-    ('an hour', "6.wav: 61 s as one clip, and 60 s are the most; say in columns 'start' and 'end'"), ('past its end', '6.wav: ends before 3 s')])
+    ('an hour', "6.wav: 61 s as one clip, and 60 s are the most; say in columns 'start' and 'end'"),
+    ('past its end', '6.wav: ends before 3 s')])
 def test_a_bad_folder(paper, project, capsys, what, told):
     paper('baseline', '1')
     spoil(what, fill(project/'sounds'))
@@ -151,9 +155,11 @@ def test_a_bad_folder(paper, project, capsys, what, told):
 
 
 @pytest.mark.parametrize('cells, told', [
-    (dict(caption='  '), "row 8: empty caption in column 'caption'"), (dict(caption='...'), "empty caption, number 1 of clip '6.wav'"),
-    (dict(file_name='5.wav'), "duplicate id '5.wav'"), (dict(id='x'), 'empty id'), (dict(split=''), 'row 8: empty split'),
-    (dict(start='1'), 'alone'), (dict(start='0.5', end='0.1'), "row 8: start '0.5' and end '0.1' are no part of a file"),
+    (dict(caption='  '), "row 8: empty caption in column 'caption'"),
+    (dict(caption='...'), "empty caption, number 1 of clip '6.wav'"),
+    (dict(file_name='5.wav'), "duplicate id '5.wav'"), (dict(id='x'), 'empty id'),
+    (dict(split=''), 'row 8: empty split'), (dict(start='1'), 'alone'),
+    (dict(start='0.5', end='0.1'), "row 8: start '0.5' and end '0.1' are no part of a file"),
     (dict(start='a', end='b'), 'give both in seconds'), (dict(start='0', end='inf'), 'no part of a file'),
     (dict(file_name='../x.wav'), 'leaves the folder')])
 def test_a_bad_cell(paper, project, capsys, cells, told):
@@ -170,12 +176,14 @@ def test_captions_in_another_layout(paper, project, capsys):
     table.rename(columns=dict(caption='description')).to_csv(folder/'metadata.csv', index=False)
     assert ask() == 2
     assert "has no caption column; call it 'caption'" in capsys.readouterr().err
-    table.rename(columns=dict(caption='caption_2')).assign(Caption_1='Another.').to_csv(folder/'metadata.csv', index=False)
+    table.rename(columns=dict(caption='caption_2')).assign(Caption_1='Another.').to_csv(
+        folder/'metadata.csv', index=False)
     assert ask() == 0 and Folder(folder).captions[3] == ['A tone, number 3.', 'Another.']
 
 
 @pytest.mark.parametrize('more, told', [
-    (['--set', 'batch_size=21'], '20 training captions do not fill a batch of batch_size=21; set batch_size=20 or less'),
+    (['--set', 'batch_size=21'],
+     '20 training captions do not fill a batch of batch_size=21; set batch_size=20 or less'),
     (['--set', 'test_size=1'], 'one clip for test is too few (test_size=1)')])
 def test_too_few(paper, project, capsys, more, told):
     paper('baseline', '1')
@@ -189,7 +197,8 @@ def test_nothing_falls_to_a_split(paper, project, capsys):
     folder = fill(project/'sounds', n=3, split=False)
     lost = next(s for s in ('train', 'val', 'test') if s not in Folder(folder).sizes)
     assert ask() == 2
-    assert f"has no split '{lost}'" in (said := capsys.readouterr().err) and 'without one a fixed random split is used' in said
+    assert (f"has no split '{lost}'" in (said := capsys.readouterr().err)
+            and 'without one a fixed random split is used' in said)
 
 
 def test_what_was_heard_is_not_heard_again(project, monkeypatch):
@@ -220,7 +229,8 @@ def test_a_folder_as_it_is(tmp_path):
     long = [f'a/b/long.OPUS#t={10 * k},{10 * k + 10}' for k in range(12)] + ['a/b/long.OPUS#t=115,125']
     assert [id for id in clips.ids if 'long' in id] == long
     assert set(clips.ids) == {*long, 'a/broken.wav', 'a/x.flac', 'a/x.mp3', 'a/x.ogg', '0.wav', '1.wav', '2.wav'}
-    assert not clips.flat_captions and len(clips.clip_of_caption) == 0 and clips.duration(clips.ids.index(long[1])) == 10
+    assert (not clips.flat_captions and len(clips.clip_of_caption) == 0
+            and clips.duration(clips.ids.index(long[1])) == 10)
     assert clips.audio(clips.ids.index(long[-1]), 16000).shape == (160_000,)
     assert [p.split(':')[0] for p in unplayable(clips, RATE)] == ["clip 'a/broken.wav'"]
     assert Part(clips, [2, 0]).ids == [clips.ids[2], clips.ids[0]]
@@ -233,7 +243,8 @@ def test_only_the_window_is_decoded(tmp_path, kind, monkeypatch):
     clips = Folder(tmp_path, captioned=False)
     assert len(clips) == 13
     read, frames = sf.SoundFile.read, []
-    monkeypatch.setattr(sf.SoundFile, 'read', lambda self, n=-1, *a, **k: (x := read(self, n, *a, **k), frames.append(len(x)))[0])
+    monkeypatch.setattr(sf.SoundFile, 'read',
+                        lambda self, n=-1, *a, **k: (x := read(self, n, *a, **k), frames.append(len(x)))[0])
     part = clips.audio(7, RATE).numpy()
     assert len(part) == 10 * RATE and sum(frames) <= 12 * clips_rate(tmp_path/f'long.{kind}')
     monkeypatch.undo()
@@ -261,39 +272,46 @@ def test_data_check_without_captions(tmp_path, capsys):
 
 # Trained on
 
-LAB = """from atr_nb.results.experiment import Experiment
+LAB = ("""from atr_nb.results.experiment import Experiment
 from atr_nb.results.report import Examples
 lab = Experiment(settings, 'baseline')
 lab.sweep('main', {'NT-Xent': dict(options={'loss': 'nt_xent'})})
-lab.finish([Examples(lab.clips(d, 'test'), lab.scores(lab.one('main', 'NT-Xent', d)), 'NT-Xent') for d in settings.datasets])
-print(settings.datasets); settings"""
+lab.finish([Examples(lab.clips(d, 'test'), lab.scores(lab.one('main', 'NT-Xent', d)), 'NT-Xent')"""
+       """ for d in settings.datasets])
+print(settings.datasets); settings""")
 
 
 def test_names_with_markup_are_text_in_every_page(paper, project):
     "Two folders and scenes, with names and captions that would be markup"
     paper('baseline', LAB)
     for name, more in ((ODD, {}), ('plain', dict(split=False))):
-        fill(project/name, name='{} <img src=x onerror="alert(1)"> | ä$x$ [1].wav', caption='<script>alert({})</script> *a* $b$ [c](d) "e" | ü', **more)
-    run = subprocess.run([*ATR, 'reproduce', '--set', f'datasets=folder:{ODD}, scenes-dense, folder:plain', '--set', 'text_encoder=tiny',
-                          '--set', 'batch_size=8', '--set', 'train_size=16', '--seeds', '0'], capture_output=True, text=True)
+        fill(project/name, name='{} <img src=x onerror="alert(1)"> | ä$x$ [1].wav',
+             caption='<script>alert({})</script> *a* $b$ [c](d) "e" | ü', **more)
+    run = subprocess.run([*ATR, 'reproduce', '--set', f'datasets=folder:{ODD}, scenes-dense, folder:plain',
+                          '--set', 'text_encoder=tiny', '--set', 'batch_size=8', '--set', 'train_size=16',
+                          '--seeds', '0'], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
     folder = project/'reports'/'embedded'/'baseline'
-    pages = {file.name: file.read_text() for file in (project/'reports'/'index.html', folder/'notebook.html', folder/'tables.md')}
+    pages = {file.name: file.read_text()
+             for file in (project/'reports'/'index.html', folder/'notebook.html', folder/'tables.md')}
     for name, page in pages.items():
         assert 'folder:Küche-2024-b-x-q-1' in page and 'folder:plain' in page, name
         assert '<script>alert' not in page and '<img src=x' not in page and '<b>$x$' not in page, name
     assert '&lt;script&gt;alert' in pages['index.html']
-    assert 'own recordings: not comparable' in pages['tables.md'] and 'train: 16 of 20 clips, sampled with a fixed seed (train_size=16)' in pages['tables.md']
+    assert ('own recordings: not comparable' in pages['tables.md']
+            and 'train: 16 of 20 clips, sampled with a fixed seed (train_size=16)' in pages['tables.md'])
     assert 'embedded scenes: captions are ours' in pages['tables.md']
-    assert nbformat.read(folder/'notebook.ipynb', 4).metadata.papermill.parameters['datasets'] == [f'folder:{ODD}', 'scenes-dense', 'folder:plain']
+    assert nbformat.read(folder/'notebook.ipynb', 4).metadata.papermill.parameters['datasets'] == [
+        f'folder:{ODD}', 'scenes-dense', 'folder:plain']
 
 
 def test_reproduction_pages_run_to_their_end(tmp_path):
     "Those that speak of scenes, on a folder without any"
     fill(tmp_path/'sounds', n=120, split=False)
     folders = [f"--set={name}={tmp_path/name}" for name in ('cache', 'runs')]
-    run = subprocess.run([*ATR, 'reproduce', '--profile', 'smoke', '--papers', 'baseline,3cmlf', '--out', str(tmp_path/'out'),
-                          f"--set=datasets=folder:{tmp_path/'sounds'}", *folders], cwd=ROOT, capture_output=True, text=True)
+    run = subprocess.run([*ATR, 'reproduce', '--profile', 'smoke', '--papers', 'baseline,3cmlf',
+                          '--out', str(tmp_path/'out'), f"--set=datasets=folder:{tmp_path/'sounds'}", *folders],
+                         cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
     for name in ('baseline', '3cmlf'): assert 'folder:sounds' in (tmp_path/'out'/'smoke'/name/'tables.md').read_text()
     assert str(tmp_path) not in (tmp_path/'out'/'index.html').read_text()

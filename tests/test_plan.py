@@ -117,7 +117,8 @@ def test_every_setting_has_a_meaning(project, capsys):
     assert cli.main(['settings', '--profile', 'smoke']) == 0
     said = capsys.readouterr().out
     blocks = dict(re.findall(r'^(\w+) .*\n((?: {18}.+\n)+)', said, re.M))
-    assert blocks.keys() == Settings.__dataclass_fields__.keys() - {'root', 'folders'} and all(map(str.strip, blocks.values()))
+    assert (blocks.keys() == Settings.__dataclass_fields__.keys() - {'root', 'folders'}
+            and all(map(str.strip, blocks.values())))
     assert 'dimension of the joint space' in blocks['width'] and 'captions         (empty)\n' not in blocks['width']
     assert re.search(r'^audio_weights +\(empty\)$', said, re.M)
 

@@ -1,4 +1,5 @@
-"README.md is made from nbs/index.ipynb, its verdicts are those of the results, and everything that the texts point to is there."
+"""README.md is made from nbs/index.ipynb, its verdicts are those of the results,
+and everything that the texts point to is there."""
 import json
 import re
 import shutil
@@ -11,12 +12,14 @@ from atr_nb.results.claims import SAYS, overall
 
 
 def test_readme_is_current(root):
-    assert (root/'README.md').read_text(encoding='utf-8') == readme(root), 'README.md is older than nbs/index.ipynb: run `make readme`'
+    assert (root/'README.md').read_text(encoding='utf-8') == readme(root), (
+        'README.md is older than nbs/index.ipynb: run `make readme`')
 
 
 def table(text, *header): # the rows of a Markdown table, without the links
     rows = text.split('| ' + ' | '.join(header) + ' |\n')[1].split('\n\n')[0].splitlines()[1:]
-    return [tuple(re.sub(r'\[`([^]]+)`\]\([^)]*\)', r'\1', c.strip()) for c in re.split(r'(?<!\\)\|', row)[1:-1]) for row in rows]
+    return [tuple(re.sub(r'\[`([^]]+)`\]\([^)]*\)', r'\1', c.strip()) for c in re.split(r'(?<!\\)\|', row)[1:-1])
+            for row in rows]
 
 
 VERDICTS = 'paper', *SAYS.values()
@@ -33,13 +36,15 @@ def test_readme_tells_the_verdicts_of_the_results(root):
     rows = table((root/'README.md').read_text(encoding='utf-8'), *VERDICTS)
     told = [(paper, re.sub(r' \([+−][\d.]+\)$', '', claim), verdict) for paper, *cells in rows
             for verdict, cell in zip(SAYS.values(), cells) for claim in filter(None, cell.split('; '))]
-    assert len(told) == len(set(told)) and set(told) == expected, 'README tells other verdicts than reports/: run `make readme`'
+    assert len(told) == len(set(told)) and set(told) == expected, (
+        'README tells other verdicts than reports/: run `make readme`')
 
 
 def test_readme_lists_the_papers(root):
     told = table((root/'README.md').read_text(encoding='utf-8'), 'name', 'paper')
     known = {f.stem: about(f) for f in (root/'nbs'/'reproduce').glob('*.ipynb') if about(f).paper}
-    assert told == [(name, known[name].summary) for name in sorted(known, key=lambda n: (known[n].order, n))], 'run `make readme`'
+    assert told == [(name, known[name].summary) for name in sorted(known, key=lambda n: (known[n].order, n))], (
+        'run `make readme`')
 
 
 def test_another_verdict_makes_another_table(root, tmp_path):
@@ -50,8 +55,10 @@ def test_another_verdict_makes_another_table(root, tmp_path):
     claims = json.loads((root/'reports'/'embedded'/'baseline'/'claims.json').read_text())
     (folder/'claims.json').write_text(json.dumps([c | dict(verdict='does not hold') for c in claims]))
     (name, *cells), = table(verdicts(tmp_path), *VERDICTS)
-    assert name == 'baseline' and [bool(cell) for cell in cells] == [verdict == '✗ does not hold' for verdict in SAYS.values()]
-    assert len(table(papers(tmp_path), 'name', 'paper')) == len([f for f in (root/'nbs'/'reproduce').glob('*.ipynb') if about(f).paper])
+    assert name == 'baseline' and [bool(cell) for cell in cells] == [
+        verdict == '✗ does not hold' for verdict in SAYS.values()]
+    assert len(table(papers(tmp_path), 'name', 'paper')) == len(
+        [f for f in (root/'nbs'/'reproduce').glob('*.ipynb') if about(f).paper])
 
 
 def test_readme_says_how_to_begin(root):
@@ -67,8 +74,10 @@ def test_links_lead_somewhere(root):
     files = [root/'README.md', root/'CONTRIBUTING.md', root/'CHANGELOG.md']
     pages = {f: f.read_text(encoding='utf-8') for f in files}
     for f in (root/'nbs').rglob('*.ipynb'):
-        if '.ipynb_checkpoints' not in f.parts: pages[f] = '\n'.join(c.source for c in nbformat.read(f, 4).cells if c.cell_type == 'markdown')
-    broken = [f'{f.relative_to(root)}: {l}' for f, text in pages.items() for l in links(text) if not (f.parent/l.split('#')[0]).exists()]
+        if '.ipynb_checkpoints' not in f.parts:
+            pages[f] = '\n'.join(c.source for c in nbformat.read(f, 4).cells if c.cell_type == 'markdown')
+    broken = [f'{f.relative_to(root)}: {l}' for f, text in pages.items() for l in links(text)
+              if not (f.parent/l.split('#')[0]).exists()]
     assert not broken
 
 

@@ -73,7 +73,8 @@ def test_page(library, tmp_path, capsys):
     page = tmp_path/'pages'/'hits.html'
     status, *_ = atr(capsys, 'search', 'a cow <b>moos</b> & "lows"', '--in', library, '-k', 4, '--html', page)
     html = page.read_text(encoding='utf-8')
-    assert status == 0 and html.count('<script') == 1 and '<script>alert' not in html and '<b>' not in html and html.count('<audio') == 4
+    assert (status == 0 and html.count('<script') == 1 and '<script>alert' not in html and '<b>' not in html
+            and html.count('<audio') == 4)
     from urllib.parse import unquote
     for src in re.findall('src="([^"]+)#t=', html): assert (page.parent/unquote(src)).resolve().is_file()
 

@@ -19,8 +19,9 @@ def test_profiles_of_the_repository(root, monkeypatch):
     assert load().profile == 'embedded'
     assert load('embedded-gpu').train_size == 49274 and load('embedded-gpu').finetune
     assert load('clotho').datasets == ('clotho',)
-    assert {name: load(name).schedule for name in profiles()} == dict.fromkeys(('smoke', 'embedded'), 'one-cycle') | dict.fromkeys(
-        ('embedded-gpu', 'audiocaps', 'clotho'), 'steps') # the papers'
+    assert {name: load(name).schedule for name in profiles()} == (
+        dict.fromkeys(('smoke', 'embedded'), 'one-cycle')
+        | dict.fromkeys(('embedded-gpu', 'audiocaps', 'clotho'), 'steps')) # the papers'
 
 
 @pytest.mark.parametrize('key', ['cache', 'runs'])
@@ -54,9 +55,11 @@ def test_no_settings_ini(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('text, told', [
-    ('[embedded]\nwidht = 8\n', r"settings.ini \[embedded\]: key 'widht' is unknown; did you mean width\? Known: datasets"),
+    ('[embedded]\nwidht = 8\n',
+     r"settings.ini \[embedded\]: key 'widht' is unknown; did you mean width\? Known: datasets"),
     ('[DEFAULT]\nprofile = x\n[embedded]\n', r"\[DEFAULT\]: key 'profile' is unknown"),
-    ('[embedded]\ntrain_size = many\n', r"settings.ini \[embedded\]: train_size='many' will not do; expected a whole number from 0 to"),
+    ('[embedded]\ntrain_size = many\n',
+     r"settings.ini \[embedded\]: train_size='many' will not do; expected a whole number from 0 to"),
     ('[embedded]\nseeds =\n', r"seeds='' will not do; expected one or more"),
     ('[embedded]\nwidth = 8\nwidth = 9\n', 'settings.ini cannot be read'),
     ('width = 8\n', 'settings.ini cannot be read'),
@@ -68,10 +71,14 @@ def test_mistakes_in_the_file(project, text, told):
 
 
 @pytest.mark.parametrize('key, value', [
-    ('train_size', -1), ('train_size', 1.5), ('train_size', True), ('train_size', 'many'), ('train_size', float('inf')), ('epochs', 0), ('batch_size', 1),
-    ('learning_rate', 0), ('learning_rate', 'fast'), ('learning_rate', float('nan')), ('seeds', ''), ('seeds', []), ('seeds', [0, 0]), ('seeds', [-1]), ('seeds', '0,x'),
-    ('seeds', {}), ('device', 'gpu'), ('device', 'cuda:'), ('precision', 'fp8'), ('audio_encoder', 'resnet'), ('datasets', 'scenes'), ('datasets', 'clotho,clotho'),
-    ('schedule', 'cosine'), ('long_clips', 'cut'), ('methods', 'mgrl,mgrl'), ('finetune', 'perhaps'), ('text_encoder', ''), ('out', ''), ('out', 7), ('cache', 'settings.ini'),
+    ('train_size', -1), ('train_size', 1.5), ('train_size', True), ('train_size', 'many'),
+    ('train_size', float('inf')), ('epochs', 0), ('batch_size', 1),
+    ('learning_rate', 0), ('learning_rate', 'fast'), ('learning_rate', float('nan')),
+    ('seeds', ''), ('seeds', []), ('seeds', [0, 0]), ('seeds', [-1]), ('seeds', '0,x'), ('seeds', {}),
+    ('device', 'gpu'), ('device', 'cuda:'), ('precision', 'fp8'), ('audio_encoder', 'resnet'),
+    ('datasets', 'scenes'), ('datasets', 'clotho,clotho'), ('schedule', 'cosine'), ('long_clips', 'cut'),
+    ('methods', 'mgrl,mgrl'), ('finetune', 'perhaps'), ('text_encoder', ''), ('out', ''), ('out', 7),
+    ('cache', 'settings.ini'),
     *((key, 10**20) for key in ('train_size', 'val_size', 'test_size', 'width', 'batch_size')),
     *((key, 10**20) for key in ('epochs', 'lr_step', 'patience')),
     ('seeds', [0, 10**20]), ('ablation_seeds', 2**63), ('width', 1e20), ('width', '9' * 5000)])
@@ -95,10 +102,12 @@ def test_none_means_not_given(project):
 
 
 def test_from_parameters(project):
-    namespace = dict(profile='smoke', seeds='0,1', device=None, force=True, In=['x'], Out={1: 2}, exit=exit, _hidden=3, pytest=pytest, load=load)
+    namespace = dict(profile='smoke', seeds='0,1', device=None, force=True, In=['x'], Out={1: 2}, exit=exit,
+                     _hidden=3, pytest=pytest, load=load)
     s = from_parameters(namespace)
     assert (s.profile, s.seeds, s.width, s.force) == ('smoke', (0, 1), 4, True)
-    with pytest.raises(ValueError, match=r"parameter 'profle' is unknown; did you mean profile\?"): from_parameters(namespace | dict(profle='smoke'))
+    with pytest.raises(ValueError, match=r"parameter 'profle' is unknown; did you mean profile\?"):
+        from_parameters(namespace | dict(profle='smoke'))
     with pytest.raises(ValueError, match=r"profile \['smoke'\] is unknown"): from_parameters(dict(profile=['smoke']))
 
 
@@ -144,15 +153,19 @@ def test_which_methods_are_tried_is_no_part_of_what_was_asked_for(project):
 
 
 def test_only_the_standard_library():
-    code = 'import sys, atr_nb.settings; print([m for m in ("torch", "numpy", "pandas", "nbformat", "fastcore") if m in sys.modules])'
-    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'
+    code = ('import sys, atr_nb.settings; '
+            'print([m for m in ("torch", "numpy", "pandas", "nbformat", "fastcore") if m in sys.modules])')
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True,
+                          check=True).stdout.strip() == '[]'
 
 
 @pytest.mark.parametrize('key, value, empty', [
-    ('audio_weights', 'mine.pth', None), ('captions', 'settings.ini', None), ('captions_seen', 'train, val', ()), ('methods', 'mgrl', ())])
+    ('audio_weights', 'mine.pth', None), ('captions', 'settings.ini', None), ('captions_seen', 'train, val', ()),
+    ('methods', 'mgrl', ())])
 def test_an_empty_value_clears_what_the_profile_says(project, key, value, empty):
     "Given by name, on the command line, and as papermill hands it to a notebook"
-    (project/'settings.ini').write_text((project/'settings.ini').read_text().replace('[DEFAULT]\n', f'[DEFAULT]\n{key} = {value}\n'))
+    (project/'settings.ini').write_text((project/'settings.ini').read_text().replace(
+        '[DEFAULT]\n', f'[DEFAULT]\n{key} = {value}\n'))
     assert getattr(load(), key)
     cleared = load(**{key: ''})
     assert getattr(cleared, key) == empty

@@ -24,7 +24,8 @@ def written(text, path):
     for kind, source in re.findall(r'^```(\w+)\n(.*?)\n```$', part, re.M | re.S):
         tags = dict(tags=['parameters']) if source.startswith('profile =') else {}
         cells.append(new_markdown_cell(source) if kind == 'markdown' else new_code_cell(source, metadata=tags))
-    return new_notebook(cells=cells, metadata=dict(kernelspec=dict(display_name='python3', language='python', name='python3')))
+    return new_notebook(cells=cells, metadata=dict(
+        kernelspec=dict(display_name='python3', language='python', name='python3')))
 
 
 @pytest.fixture
@@ -59,8 +60,10 @@ def test_a_sixth_paper(copy, features):
     assert '<h2 id="sixth-h">The sixth: is a cosine enough?' in report
     assert '<p class="cite">Author and Author, <em>The Title of the Sixth Paper</em> (Conference 2025)</p>' in report
 
-    asked = 'import atr_nb.methods as m, atr_nb.pages as p; from pathlib import Path; print(m.names(), p.papers(Path()))'
+    asked = ('import atr_nb.methods as m, atr_nb.pages as p; from pathlib import Path; '
+             'print(m.names(), p.papers(Path()))')
     known = run(sys.executable, '-c', asked + '; print(p.verdicts(Path(), "smoke"))')
     assert "'sixth'" in known and '| Author and Author, *The Title of the Sixth Paper*' in known
     assert re.search(r'\[`sixth`\]\(../reports/smoke/sixth/notebook.ipynb\) \|.* a cosine is enough \(', known)
-    assert 'baseline 3cmlf mgrl hci_ac tha_dcr diffatr sixth' in ' '.join(run(BIN/'atr-nb', 'reproduce', '--help').split())
+    assert 'baseline 3cmlf mgrl hci_ac tha_dcr diffatr sixth' in ' '.join(
+        run(BIN/'atr-nb', 'reproduce', '--help').split())

@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 NBS, PACKAGE = ROOT/'nbs', ROOT/'atr_nb'
 NOTEBOOKS = sorted(p for p in NBS.rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
 MODULES = sorted(p for p in PACKAGE.rglob('*.py') if p.name != '_modidx.py')
-ORDER = ['words', 'settings model files figures notebooks processes', 'data', 'encoders', 'alignment', 'evaluation', 'training', 'methods', 'results', 'pages', 'cli']
+ORDER = ['words', 'settings model files figures notebooks processes', 'data', 'encoders', 'alignment', 'evaluation',
+         'training', 'methods', 'results', 'pages', 'cli']
 MACHINE = r'/(?:root|home|Users|work|tmp)/\w[^"\\ ]*' # where somebody's files lie
 name_of = lambda p: p.relative_to(NBS).as_posix()
 
@@ -42,20 +43,23 @@ def imports(path):
     for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
         if isinstance(node, ast.Import): names = [a.name for a in node.names]
         elif isinstance(node, ast.ImportFrom):
-            base = '.'.join([*package[:len(package) - node.level + 1], *([node.module] if node.module else [])]) if node.level else node.module
+            base = ('.'.join([*package[:len(package) - node.level + 1], *([node.module] if node.module else [])])
+                    if node.level else node.module)
             names = [f'{base}.{a.name}' for a in node.names] # a name may be a module
         else: continue
         yield from (n for n in names if n.startswith('atr_nb.'))
 
 
-@pytest.mark.parametrize('path', [m for m in MODULES if m != PACKAGE/'__init__.py'], ids=lambda p: p.relative_to(PACKAGE).as_posix())
+@pytest.mark.parametrize('path', [m for m in MODULES if m != PACKAGE/'__init__.py'],
+                         ids=lambda p: p.relative_to(PACKAGE).as_posix())
 def test_nothing_imports_from_a_room_below(path):
     own = rank('.'.join(['atr_nb', *path.relative_to(PACKAGE).with_suffix('').parts]))
     below = [n for n in imports(path) if not n.startswith('atr_nb._') and rank(n) > own]
     assert not below
 
 
-@pytest.mark.parametrize('way', ['setup runs logbook experiment', 'records tables claims report experiment', 'records runs'])
+@pytest.mark.parametrize('way', [
+    'setup runs logbook experiment', 'records tables claims report experiment', 'records runs'])
 def test_from_the_setup_to_the_report_leads_one_way(way):
     "The last one: whoever reads records does not need what trains."
     way = way.split()
@@ -72,7 +76,8 @@ def drawn_imports(text):
 
 
 def test_the_plan_of_imports_is_true():
-    "Of the room of results, as CONTRIBUTING draws it first: no arrow too many, and none that does not follow from others"
+    """Of the room of results, as CONTRIBUTING draws it first:
+    no arrow too many, and none that does not follow from others"""
     diagram = (ROOT/'CONTRIBUTING.md').read_text().split('```mermaid')[1].split('```')[0]
     drawn = set(drawn_imports(diagram))
     files = {p.stem: p for p in (PACKAGE/'results').glob('*.py') if p.stem != '__init__'}
@@ -86,7 +91,8 @@ def test_the_plan_of_imports_is_true():
 
 @pytest.mark.parametrize('path', MODULES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
 def test_no_star_imports(path):
-    stars = [n.lineno for n in ast.walk(ast.parse(path.read_text(encoding='utf-8'))) if isinstance(n, ast.ImportFrom) and any(a.name == '*' for a in n.names)]
+    stars = [n.lineno for n in ast.walk(ast.parse(path.read_text(encoding='utf-8')))
+             if isinstance(n, ast.ImportFrom) and any(a.name == '*' for a in n.names)]
     assert not stars
 
 
@@ -99,7 +105,8 @@ def test_quick_to_import(cpu_seconds):
 
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=name_of)
 def test_path_of_notebook_is_path_of_module(path):
-    room, names = name_of(path).rpartition('/')[0], [m[1].strip() for c in cells(path, 'code') if (m := directive(c, 'default_exp'))]
+    room, names = name_of(path).rpartition('/')[0], [
+        m[1].strip() for c in cells(path, 'code') if (m := directive(c, 'default_exp'))]
     if room in ('reproduce', 'guides') or path.name == 'index.ipynb': assert not names and not exported(path)
     elif names:
         stem = re.fullmatch(r'\d\d_(\w+)\.ipynb', path.name)[1]
@@ -108,13 +115,16 @@ def test_path_of_notebook_is_path_of_module(path):
 
 
 def test_package_is_what_the_notebooks_say(tmp_path):
-    for name in ('nbs', 'atr_nb'): shutil.copytree(ROOT/name, tmp_path/name, ignore=shutil.ignore_patterns('assets', '__pycache__', '.ipynb_checkpoints'))
+    for name in ('nbs', 'atr_nb'):
+        shutil.copytree(ROOT/name, tmp_path/name,
+                        ignore=shutil.ignore_patterns('assets', '__pycache__', '.ipynb_checkpoints'))
     for name in ('pyproject.toml', 'settings.ini'): shutil.copy(ROOT/name, tmp_path)
     (tmp_path/'README.md').touch()
     for p in (tmp_path/'atr_nb').rglob('*.py'):
         if p != tmp_path/'atr_nb'/'__init__.py': p.unlink()
     subprocess.run([str(Path(sys.executable).with_name('nbdev-export'))], cwd=tmp_path, check=True, capture_output=True)
-    ours, fresh = ({p.relative_to(top/'atr_nb').as_posix() for p in (top/'atr_nb').rglob('*.py')} for top in (ROOT, tmp_path))
+    ours, fresh = ({p.relative_to(top/'atr_nb').as_posix() for p in (top/'atr_nb').rglob('*.py')}
+                   for top in (ROOT, tmp_path))
     assert ours == fresh, 'a module without a notebook, or not exported: run `make export`'
     differ = [p for p in ours if not filecmp.cmp(ROOT/'atr_nb'/p, tmp_path/'atr_nb'/p, shallow=False)]
     assert not differ, 'the package is not what the notebooks say: run `make export`'
@@ -165,6 +175,11 @@ def test_lines_are_short_and_hold_one_statement(path):
     assert not joined_lines(path), 'two statements on a line'
 
 
+@pytest.mark.parametrize('path', sorted((ROOT/'tests').glob('*.py')), ids=lambda p: p.name)
+def test_lines_of_tests_are_short(path):
+    assert not [l for l in path.read_text(encoding='utf-8').splitlines() if len(l) > 120], 'more than 120 characters'
+
+
 @pytest.mark.parametrize('path', [p for p in NOTEBOOKS if exported(p)], ids=name_of)
 def test_exported_cells_are_short(path):
     "At most 40 lines; those that begin with `#|`, and empty ones, do not count"
@@ -201,32 +216,39 @@ def test_a_page_begins_with_a_title_and_a_summary(path):
 def test_stored_outputs(path):
     outputs = [o for c in cells(path, 'code') for o in c.outputs]
     assert not [o for o in outputs if o.output_type == 'error']
-    assert not [o.text for o in outputs if o.get('name') == 'stderr'], 'an error stream: run the page with TQDM_DISABLE=1; if it shows a command, add 2>&1'
-    text = json.dumps([o.get('text') or {k: v for k, v in o.get('data', {}).items() if k.startswith('text/') and len(v) < 10_000} for o in outputs])
+    assert not [o.text for o in outputs if o.get('name') == 'stderr'], (
+        'an error stream: run the page with TQDM_DISABLE=1; if it shows a command, add 2>&1')
+    text = json.dumps([o.get('text') or {k: v for k, v in o.get('data', {}).items()
+                                         if k.startswith('text/') and len(v) < 10_000} for o in outputs])
     assert not re.findall(MACHINE, text), 'a path of the machine it ran on'
     assert path.stat().st_size < 3_000_000
 
 
 def test_the_page_of_methods_lists_them_all():
     from atr_nb.methods import names
-    shown = [o.data['text/plain'] for c in cells(NBS/'methods'/'59_init.ipynb', 'code') for o in c.outputs if c.source.endswith('\nnames()')]
+    shown = [o.data['text/plain'] for c in cells(NBS/'methods'/'59_init.ipynb', 'code') for o in c.outputs
+             if c.source.endswith('\nnames()')]
     assert [ast.literal_eval(s) for s in shown] == [names()]
 
 
-@pytest.mark.parametrize('path', [p for p in (ROOT/'reports').rglob('*') if p.suffix in ('.ipynb', '.html', '.md', '.csv', '.json', '.jsonl') and p.name != 'notebook.running.ipynb'], ids=lambda p: p.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize('path', [
+    p for p in (ROOT/'reports').rglob('*') if p.suffix in ('.ipynb', '.html', '.md', '.csv', '.json', '.jsonl')
+    and p.name != 'notebook.running.ipynb'], ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_reports_name_no_machine(path):
     assert not re.findall(MACHINE, path.read_text(encoding='utf-8')), 'a path of the machine it ran on'
 
 
 def broken_paragraphs(source):
-    "Lines of Markdown that go on from the line before; fenced code and formulas, tables, headings and items of a list aside"
+    """Lines of Markdown that go on from the line before;
+    fenced code and formulas, tables, headings and items of a list aside"""
     text = re.sub(r'^```.*?^```|^\$\$.*?\$\$', '', source, flags=re.M | re.S).split('\n')
     return [line for before, line in zip(text, text[1:]) if before.strip() and line.strip()
             and not re.match(r'\s*[#|>]', before) and not re.match(r'\s*([*+-] |\d+\. |[#|>])', line)]
 
 
 @pytest.mark.parametrize('source, found', [
-    ('one\ntwo', ['two']), ('* one\n  two', ['  two']), ('one\n\ntwo', []), ('* one\n* two', []), ('1. one\n2. two', []),
+    ('one\ntwo', ['two']), ('* one\n  two', ['  two']), ('one\n\ntwo', []), ('* one\n* two', []),
+    ('1. one\n2. two', []),
     ('# one\ntwo', []), ('| a |\n|---|\n| b |', []), ('```\na\nb\n```', []), ('$$a\n+ b\n= c$$', [])])
 def test_what_a_broken_paragraph_is(source, found): assert broken_paragraphs(source) == found
 

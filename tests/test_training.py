@@ -30,7 +30,8 @@ class Toy(RetrievalModel):
     "Two sides with all that makes resuming hard: dropout, BatchNorm and a part that a stage may freeze."
     def __init__(self, width=16):
         super().__init__()
-        side = lambda: nn.Sequential(nn.Linear(WIDTH, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(0.2), nn.Linear(width, width))
+        side = lambda: nn.Sequential(nn.Linear(WIDTH, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(0.2),
+                                     nn.Linear(width, width))
         self.audio, self.text = side(), side()
     def encode_audio(self, x, mask=None): return Encoded(self.audio(x[:, 0]))
     def encode_text(self, x, mask=None): return Encoded(self.text(x[:, 0]))
@@ -46,7 +47,8 @@ def new_model(seed=0):
 def world(n, seed):
     g = np.random.default_rng(seed)
     hidden, views = g.normal(size=(n, 6)), np.random.default_rng(0).normal(size=(2, 6, WIDTH))
-    audio, text = (Features((hidden @ v + .5 * g.normal(size=(n, WIDTH))).astype(np.float32), np.arange(n + 1)) for v in views)
+    audio, text = (Features((hidden @ v + .5 * g.normal(size=(n, WIDTH))).astype(np.float32), np.arange(n + 1))
+                   for v in views)
     return Pairs(audio, text, torch.arange(n))
 
 
@@ -67,7 +69,8 @@ def train(folder, model=None, recipe=RECIPE, data=TRAIN, identity=IDENTITY, **kw
 
 def numbers(result):
     "Everything of a result except how long it took."
-    return [{k: v for k, v in line.items() if k != 'seconds'} for line in result['history']], result['stages'], result['identity']
+    return ([{k: v for k, v in line.items() if k != 'seconds'} for line in result['history']], result['stages'],
+            result['identity'])
 
 
 def weights(folder, name='best.safetensors'):
@@ -81,7 +84,8 @@ def assert_same_run(folder, result, reference):
         ours, theirs = weights(folder, name), weights(reference, name)
         assert all(torch.equal(ours[k], theirs[k]) for k in theirs), name
     assert [json.loads(l)['epoch'] for l in (folder/'log.jsonl').read_text().splitlines()] == [1, 2, 1, 2]
-    assert sorted(p.name for p in folder.iterdir()) == ['best.safetensors', 'log.jsonl', 'result.json', 'stage1.safetensors', 'stage2.safetensors']
+    assert sorted(p.name for p in folder.iterdir()) == [
+        'best.safetensors', 'log.jsonl', 'result.json', 'stage1.safetensors', 'stage2.safetensors']
 
 
 @pytest.fixture(autouse=True)
@@ -137,7 +141,8 @@ def test_dying_at_every_write(tmp_path, reference, monkeypatch, after):
             m.setattr(files.os, 'replace', die)
             try: train(folder); break
             except Died: died += 1
-        begun = (folder/'state.pt').exists() or (folder/'result.json').exists() # then nothing of the new model may matter
+        # then nothing of the new model may matter
+        begun = (folder/'state.pt').exists() or (folder/'result.json').exists()
         assert_same_run(folder, train(folder, new_model(seed=5 if begun else 0)), reference)
     assert died == 1 + 4 + 2 * 2 + 2 # the log; state per epoch; weights and state per stage; best weights and result
 
@@ -196,7 +201,8 @@ def test_weights_broken_by_the_last_step_are_noticed(tmp_path):
             if not mode and self.training: self.text[0].weight.data.fill_(float('nan'))
             return super().train(mode)
     torch.manual_seed(0)
-    with pytest.raises(FloatingPointError, match='epoch 1 of 2: validation scores are not finite'): train(tmp_path, Breaks())
+    with pytest.raises(FloatingPointError, match='epoch 1 of 2: validation scores are not finite'):
+        train(tmp_path, Breaks())
     assert not (tmp_path/'state.pt').exists()
 
 
@@ -204,7 +210,8 @@ def test_no_batches(tmp_path):
     class Empty:
         def batches(self, epoch): return []
     with pytest.raises(ValueError, match='not a single batch'): train(tmp_path, samplers={'random': Empty()})
-    with pytest.raises(ValueError, match='do not fill one batch'): train(tmp_path, recipe=Recipe(Stage(1), batch_size=500))
+    with pytest.raises(ValueError, match='do not fill one batch'):
+        train(tmp_path, recipe=Recipe(Stage(1), batch_size=500))
 
 
 # Wrong files
@@ -216,8 +223,10 @@ def test_checkpoint_of_another_method(tmp_path, reference):
             return super().batches(epoch)
     with pytest.raises(KeyboardInterrupt): train(tmp_path, samplers={'random': Cut(64, 16, 0)})
     for folder, file in ((tmp_path, 'state.pt'), (reference, 'result.json')):
-        with pytest.raises(CheckpointError, match=f"{file} belongs to '{IDENTITY}', not to 'mgrl/00c0ffee'"): train(folder, identity='mgrl/00c0ffee')
-    with pytest.raises(CheckpointError, match='belongs to'): load_weights(reference/'best.safetensors', Toy(), 'mgrl/00c0ffee')
+        with pytest.raises(CheckpointError, match=f"{file} belongs to '{IDENTITY}', not to 'mgrl/00c0ffee'"):
+            train(folder, identity='mgrl/00c0ffee')
+    with pytest.raises(CheckpointError, match='belongs to'):
+        load_weights(reference/'best.safetensors', Toy(), 'mgrl/00c0ffee')
     assert load_checkpoint(tmp_path/'state.pt', IDENTITY)['epoch'] == 1 # left alone
 
 
@@ -240,8 +249,10 @@ def test_checkpoint_carries_no_code(tmp_path):
 
 def test_weights_that_do_not_fit(tmp_path, reference):
     with pytest.raises(FileNotFoundError, match='no weights here'): load_weights(tmp_path/'none.safetensors', Toy())
-    with pytest.raises(CheckpointError, match='size mismatch for audio.0'): load_weights(reference/'best.safetensors', Toy(width=8))
-    with pytest.raises(CheckpointError, match='does not fit Linear'): load_weights(reference/'best.safetensors', nn.Linear(3, 2))
+    with pytest.raises(CheckpointError, match='size mismatch for audio.0'):
+        load_weights(reference/'best.safetensors', Toy(width=8))
+    with pytest.raises(CheckpointError, match='does not fit Linear'):
+        load_weights(reference/'best.safetensors', nn.Linear(3, 2))
     cut = tmp_path/'cut.safetensors'
     cut.write_bytes((reference/'best.safetensors').read_bytes()[:-100])
     with pytest.raises(CheckpointError, match='damaged or cut short'): load_weights(cut, Toy())
@@ -273,7 +284,8 @@ def test_stage_that_names_or_trains_nothing(tmp_path, pattern, message):
 
 
 def test_batches_nobody_draws(tmp_path):
-    with pytest.raises(ValueError, match="batches='hard', but there is only: random"): train(tmp_path, recipe=Recipe(Stage(1, batches='hard'), batch_size=16))
+    with pytest.raises(ValueError, match="batches='hard', but there is only: random"):
+        train(tmp_path, recipe=Recipe(Stage(1, batches='hard'), batch_size=16))
 
 
 def test_each_stage_draws_its_own_batches(tmp_path):
@@ -300,7 +312,8 @@ def test_frozen_part_does_not_move(tmp_path, trained, frozen):
 
 
 def test_next_stage_starts_from_the_best_weights(tmp_path):
-    "Stage 1 is ruined by a huge learning rate in its second epoch; stage 2, with a tiny one, still sees the good weights."
+    """Stage 1 is ruined by a huge learning rate in its second epoch;
+    stage 2, with a tiny one, still sees the good weights."""
     recipe = Recipe((Stage(2, lr=3e-3), Stage(1, lr=1e-12)), batch_size=16)
     class Ruin(RandomBatches):
         def batches(self, epoch):
@@ -310,7 +323,8 @@ def test_next_stage_starts_from_the_best_weights(tmp_path):
     result = train(tmp_path, model, recipe, samplers={'random': Ruin(64, 16, 0)})
     first, second = result['stages']
     assert first['epoch'] == 1 and result['history'][1]['score'] < first['score']
-    assert torch.equal(weights(tmp_path, 'stage1.safetensors')['audio.4.weight'].round(decimals=6), weights(tmp_path)['audio.4.weight'].round(decimals=6))
+    assert torch.equal(weights(tmp_path, 'stage1.safetensors')['audio.4.weight'].round(decimals=6),
+                       weights(tmp_path)['audio.4.weight'].round(decimals=6))
 
 
 def test_early_stop_and_resume_inside_patience(tmp_path):
@@ -347,7 +361,8 @@ def test_low_precision_encodes_but_does_not_compare(tmp_path):
 
 
 def test_unknown_device(tmp_path):
-    with pytest.raises(ValueError, match="device='tpu' is unknown"): fit(new_model(), TRAIN, VALID, RECIPE, tmp_path, 0, IDENTITY, 'tpu')
+    with pytest.raises(ValueError, match="device='tpu' is unknown"):
+        fit(new_model(), TRAIN, VALID, RECIPE, tmp_path, 0, IDENTITY, 'tpu')
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
