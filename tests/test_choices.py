@@ -9,6 +9,7 @@ import pytest
 
 from atr_nb.methods.baseline import Baseline
 from atr_nb.methods.cmlf import SHARES
+from atr_nb.methods.diffatr import DiffATR
 from atr_nb.methods.hci_ac import HCI
 from atr_nb.methods.mgrl import MGRL
 from atr_nb.methods.tha_dcr import THA
@@ -27,7 +28,8 @@ def test_what_was_chosen_is_one_of_the_values(method):
     assert all(values[name] in choices_of(method)[name] for name in values)
 
 
-@pytest.mark.parametrize('method, of', [('mgrl', MGRL), ('hci_ac', HCI), ('tha_dcr', THA)])
+@pytest.mark.parametrize('method, of', [('mgrl', MGRL), ('hci_ac', HCI), ('tha_dcr', THA),
+                                        ('diffatr', DiffATR)])
 def test_the_winner_is_the_default(method, of):
     "Of the methods; the baseline stays as it was published, and a learning rate belongs to a profile"
     values = {name: value for name, value in chosen(load('embedded'), method).items() if name != 'learning_rate'}
@@ -35,7 +37,8 @@ def test_the_winner_is_the_default(method, of):
 
 
 @pytest.mark.parametrize('module, method', [('methods.mgrl', 'mgrl'), ('methods.hci_ac', 'hci_ac'),
-                                            ('methods.tha_dcr', 'tha_dcr'), ('results.experiment', 'cmlf')])
+                                            ('methods.tha_dcr', 'tha_dcr'), ('methods.diffatr', 'diffatr'),
+                                            ('results.experiment', 'cmlf')])
 def test_the_code_names_the_trial_that_won(module, method):
     source = Path(import_module(f'atr_nb.{module}').__file__).read_text()
     named = re.findall(r'trial (\d+) of reports/embedded/choices', source)

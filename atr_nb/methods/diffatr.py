@@ -166,23 +166,23 @@ class DiffATR(RetrievalModel):
     choices = dict(represent=REPRESENTS, pool_temperature=(1., .1), sharpness=(100., 10., 1.), predicts=PREDICTS,
                    weight=(1., 3., 10.), learning_rate=(1, .5, 2))
 
-    def __init__(self,
+    def __init__(self, # values of `choices`: trial 3 of reports/embedded/choices
         audio:Encoder, # of sound, or `Precomputed` for cached features
         text:Encoder, # of words, likewise
         width:int=1024, # of the joint space, a multiple of 2
         base:str='baseline', # the method that encodes, compares and chooses candidates
         base_options:dict|None=None, # of that method
-        represent:str='frames', # clips by their 'frames', weighted by the query, or by their pooled vector, 'clip'
+        represent:str='clip', # clips by their 'frames', weighted by the query, or by their pooled vector, 'clip'
         pool_temperature:float=1., # of the weights over frames
         levels:int=50, # of noise in training
         schedule:str='cosine', # one of `SCHEDULES`
         diffusion:bool=True, # False: the same networks as a classifier, without noise and in one step; a control
-        sharpness:float=100., # of the softmax in the loss
-        predicts:str='scores', # what an estimate of the answer is: the network's outputs, or their 'distribution'
+        sharpness:float=10., # of the softmax in the loss
+        predicts:str='distribution', # what an estimate of the answer is: the network's outputs, or their 'distribution'
         losses:tuple=LOSSES, # what is trained
         candidates:int|None=32, # number scored a second time; None: all. In training at most that many, of the batch
         steps:int=50, # from noise to an answer; they must divide the levels
-        weight:float=1., # of the answer in the score
+        weight:float=3., # of the answer in the score
         temperature:float=1., # of the softmax over the answer
         ways:tuple=WAYS, # directions in which candidates are scored a second time
         seed:int=0, # of the noise that answers begin with
