@@ -56,15 +56,15 @@ class HCI(TwoTower):
     choices = dict(segments=('windows', 'clusters'), phrases=('convolution', 'windows', 'clusters'), size=(4, 2),
                    aggregation=(None, 'max', 'gpo'), losses=(None, ('score',)), learning_rate=(1, .5, 2))
 
-    def __init__(self, # groups, their size, pooling and losses: trial 5 of reports/embedded/choices
+    def __init__(self, # groups, their size, pooling and losses: trial 10 of reports/embedded/choices
         audio:Encoder, # of sound, or `Precomputed` for cached features
         text:Encoder, # of words, likewise
         width:int=1024, # of the joint space
         levels:tuple=tuple(LEVELS), # of `LEVELS`; their mean is the score
         segments:str='clusters', # how frames are grouped, one of `alignment.segments.GROUPINGS`
-        phrases:str='clusters', # how words are grouped
-        size:int=2, # tokens in a group
-        aggregation:str|None='gpo', # pooling of clip and sentence after the heads; None: the encoders', before them
+        phrases:str='windows', # how words are grouped
+        size:int=4, # tokens in a group
+        aggregation:str|None='max', # pooling of clip and sentence after the heads; None: the encoders', before them
         losses:tuple|None=('score',), # what carries a loss: levels, or 'score' for their mean; None: each level
         temperature:float=0.07, # of NT-Xent
         context:int=1, # layers of self-attention over the frames; words come from such layers
