@@ -26,15 +26,15 @@ class MGRL(TwoTower):
                    losses=(None, ('score',)), own_heads=(False, True),
                    grains=(('clip-sentence', 'frame-sentence', 'frame-word'), tuple(GRAINS)), learning_rate=(1, .5, 2))
 
-    def __init__(self, # temperatures, losses and heads: trial 3 of reports/embedded/choices
+    def __init__(self, # grains, temperatures, losses and heads: trial 5 of reports/embedded/choices
         audio:Encoder, # of sound, or `Precomputed` for cached features
         text:Encoder, # of words, likewise
         width:int=1024, # of the joint space
         aggregation:str='gpo', # one of `alignment.pooling.POOLINGS`
-        grains:tuple=('clip-sentence', 'frame-sentence', 'frame-word'), # of `GRAINS`; their mean is the score
+        grains:tuple=tuple(GRAINS), # of `GRAINS`; their mean is the score
         losses:tuple|None=('score',), # what carries a loss: grains, or 'score' for their mean; None: each grain
         temperature:float=0.07, # of NT-Xent
-        guide_temperature:float=0.03, # of the weights over frames; math.inf: all frames alike
+        guide_temperature:float=0.1, # of the weights over frames; math.inf: all frames alike
         word_temperature:float=math.inf, # of the weights over words; math.inf: all words alike
         drop:float=0.2, # size augmentation: probability of hiding a token from the pooling in training
         context:int=0, # Transformer layers over the frames; words come out of one
