@@ -104,18 +104,18 @@ class THA(TwoTower):
     choices = dict(align=('cross', 'tokens'), factors=(8, 4), confidence=('learned', 'bounded'),
                    guide_temperature=(.1, .03, .3), alpha=(.01, .1), beta=(1., .3), learning_rate=(1, .5, 2))
 
-    def __init__(self, # values of `choices`: trial 9 of reports/embedded/choices
+    def __init__(self, # values of `choices`: trial 11 of reports/embedded/choices
         audio:Encoder, # of sound, or `Precomputed` for cached features
         text:Encoder, # of words, with its block outputs
         width:int=1024, # of the joint space
         levels:tuple=DEPTHS, # of `DEPTHS`, which are aligned; if empty: the cosine of the pooled vectors instead
         pairs:str='same', # depths compared with the 'same' depth, or 'all' with all
-        align:str='tokens', # one of `ALIGNMENTS`
-        factors:int=8, # C; 0: no factors
+        align:str='cross', # one of `ALIGNMENTS`
+        factors:int=4, # C; 0: no factors
         confidence:str='bounded', # 'learned': weights without bounds; 'bounded': they sum to one; 'uniform'
-        guide_temperature:float=0.1, # T, of the weights over frames
-        alpha:float=0.1, # weight of the decorrelation loss
-        beta:float=0.3, # weight of the factors, in loss and score
+        guide_temperature:float=0.03, # T, of the weights over frames
+        alpha:float=0.01, # weight of the decorrelation loss
+        beta:float=1., # weight of the factors, in loss and score
         temperature:float=0.07, # of NT-Xent
         hierarchical:bool=True, # False: every level reads the last block, a control with as many weights
         stride:int=1, # neighbouring frames averaged into one, before layers of our own
