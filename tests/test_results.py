@@ -3,11 +3,13 @@ import json, re, shutil, subprocess, sys
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote
 import numpy as np, pandas as pd, pytest, torch
 from atr_nb.data.batches import Pairs
 from atr_nb.data.scenes import Scenes
 from atr_nb.evaluation.metrics import ranks_hash
+from atr_nb.evaluation.significance import verdict
 from atr_nb.files import save_arrays, sealed, write_file
 from atr_nb.results import claims as C, published as P, records as K, report as R, tables as T
 from atr_nb.results.experiment import Experiment
@@ -611,3 +613,12 @@ def test_every_picture_of_an_executed_page_can_be_heard(house):
     page = Page(R.notebook_page(folder/'notebook.ipynb').read_text())
     told = [attributes.get('alt') for tag, attributes in page.tags if tag == 'img']
     assert told == ['A toy line & "quotes" <script>', *2 * ['Figure: Nobody "knows" <it>']], told
+
+
+def test_stored_verdicts_follow_from_their_intervals():
+    "Those of \"at least as good\" from an interval and a margin"
+    statements = [c for file in sorted((ROOT/'reports').rglob('claims.json')) for c in C.load_claims(file.parent)]
+    assert any(c.get('margin') for c in statements)
+    for c in statements:
+        interval = SimpleNamespace(ci_low=c['ci_low'], ci_high=c['ci_high'])
+        assert verdict(interval, c.get('margin', 0.)) == c['verdict'], c['statement']

@@ -122,7 +122,7 @@ def judge(
     return dict(claim=claim.name, statement=claim.statement, verdict=verdict(e, claim.margin), effect=e.effect,
                 ci_low=e.ci_low, ci_high=e.ci_high, runs=[side[seed]['run'] for side in sides for seed in seeds],
                 seeds=seeds, spread=[float(x) for x in (a - b).mean(1)], dataset=on, metric=claim.metric,
-                better=better, worse=worse, queries=a.shape[1], groups=len(np.unique(groups)))
+                better=better, worse=worse, margin=claim.margin, queries=a.shape[1], groups=len(np.unique(groups)))
 
 # %% ../../nbs/results/73_claims.ipynb #79b18fb2
 SAYS = {'holds': '✓ holds', 'does not hold': '✗ does not hold', 'undecided': '? undecided'}
