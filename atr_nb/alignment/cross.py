@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from ..model import Encoded, fill_padding, mask_of, masked_softmax, pool_tokens
+from ..model import Encoded, fill_padding, mask_of, pool_tokens
 from ..words import one_of
 
 # %% auto #0
@@ -18,13 +18,15 @@ def _collected(asking:Encoded, answering:Encoded, smooth:float)->Tensor: # (rows
     "Mean cosine of each token with its weighted average of the other side's tokens."
     there, heard = (mask_of(x.tokens, x.mask) for x in (asking, answering))
     ask, answer = fill_padding(asking.tokens, there), fill_padding(answering.tokens, heard)
-    cos = (ask.flatten(0, 1) @ answer.flatten(0, 1).T
-           ).unflatten(0, there.shape).unflatten(2, heard.shape) # (A, K, C, N)
-    e = F.leaky_relu(cos, .1)
-    e = e / e.square().sum(1, keepdim=True).clamp(min=1e-16).sqrt() # padding is no query: its cosines are 0
-    p = masked_softmax(smooth * e, None if heard.all() else heard, 3)
-    dot, squared = (p * cos).sum(3), (torch.einsum('akcn,cnm->akcm', p, answer @ answer.mT) * p).sum(3)
-    return pool_tokens(dot / squared.clamp(min=1e-6).sqrt(), there, 'mean')
+    queries = ask.transpose(0, 1).flatten(0, 1) # (K A, d)
+    cos = (answer.flatten(0, 1) @ queries.T).unflatten(0, heard.shape) # (C, N, K A)
+    e = F.leaky_relu(cos.unflatten(2, (-1, len(ask))), .1) # (C, N, K, A); 0 where the query is padding
+    scale = smooth * e.square().sum(2, keepdim=True).clamp(min=1e-16).rsqrt()
+    hide = cos.new_zeros(heard.shape).masked_fill(~heard, torch.finfo(cos.dtype).min)
+    p = torch.addcmul(hide[..., None, None], e, scale).softmax(1).flatten(2)
+    dot, squared = (p * cos).sum(1), (p * (answer @ answer.mT @ p)).sum(1) # (C, K A)
+    collected = (dot * squared.clamp(min=1e-6).rsqrt()).unflatten(1, (-1, len(ask)))
+    return pool_tokens(collected.permute(2, 1, 0), there, 'mean')
 
 WAYS = ('frames', 'words', 'both')
 
