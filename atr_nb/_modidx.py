@@ -1342,6 +1342,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'atr_nb.results.plan._seconds': ('results/plan.html#_seconds', 'atr_nb/results/plan.py'),
                                      'atr_nb.results.plan._trials': ('results/plan.html#_trials', 'atr_nb/results/plan.py'),
                                      'atr_nb.results.plan._used': ('results/plan.html#_used', 'atr_nb/results/plan.py'),
+                                     'atr_nb.results.plan._wanted': ('results/plan.html#_wanted', 'atr_nb/results/plan.py'),
                                      'atr_nb.results.plan.ask': ('results/plan.html#ask', 'atr_nb/results/plan.py'),
                                      'atr_nb.results.plan.asking': ('results/plan.html#asking', 'atr_nb/results/plan.py'),
                                      'atr_nb.results.plan.earlier': ('results/plan.html#earlier', 'atr_nb/results/plan.py'),

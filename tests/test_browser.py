@@ -110,6 +110,10 @@ def test_the_first_screen_says_what_was_claimed_and_what_came_out(browser, page,
     assert claims >= 30 and browser.js(SEEN) >= least * claims
     assert browser.js(SIDEWAYS) == 0
     assert browser.js('document.querySelector(".matrix").getBoundingClientRect().bottom') < 1.5 * height
+    tally = ('[...document.querySelectorAll(".tally li")].filter('
+             'e => e.offsetHeight && e.getBoundingClientRect().bottom < innerHeight).length')
+    papers = browser.js('document.querySelectorAll(".matrix section").length')
+    assert papers >= 6 and browser.js(tally) == (papers if width < 500 else 0)
     # no picture or sound before it is asked for
     assert browser.js('performance.getEntriesByType("resource").length') == 0
 

@@ -2,8 +2,7 @@
 what captions listen to, what each level finds, what unrelated sound and scoring cost."""
 from dataclasses import replace
 from itertools import product
-import numpy as np, pandas as pd, pytest, torch
-from atr_nb.data.batches import Pairs
+import numpy as np, pytest, torch
 from atr_nb.data.datasets import Clips, Lengthened
 from atr_nb.data.descriptions import events, understand
 from atr_nb.data.scenes import RATE, Scenes

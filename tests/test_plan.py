@@ -1,17 +1,17 @@
 "What there is to do, told before anything starts; what can be asked for, and what each setting means."
 import re
 import subprocess
-import sys
 from argparse import SUPPRESS
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from atr_nb import cli
-from atr_nb.settings import Settings
+from atr_nb.results.plan import earlier
+from atr_nb.settings import Settings, load
 
 ROOT = Path(__file__).resolve().parent.parent
-ATR = [str(Path(sys.executable).with_name('atr-nb'))]
 EXPERIMENT = 'from atr_nb.results.experiment import Experiment\nlab = Experiment(settings, "baseline")'
 SWEEP = 'lab.sweep("main", {"NT-Xent": {}, "sum": dict(options={"loss": "sum"})})'
 DEPENDENT = ('loss = "sum" if lab.mean("main", "sum") > 50 else "nt_xent"\n'
@@ -20,12 +20,12 @@ SMALL = ['--profile', 'planned', '--set', 'datasets=scenes-sparse', '--set', 'te
 
 
 @pytest.fixture
-def ask(project):
+def ask(project, capfd):
     "Run `reproduce` in the project; its exit status, output and errors. In a profile of which no checkout has a report"
     with open(project/'settings.ini', 'a') as ini: ini.write('[planned]\nwidth = 4\nseeds = 0\n')
     def run(*options):
-        done = subprocess.run([*ATR, 'reproduce', *SMALL, *options], capture_output=True, text=True)
-        return done.returncode, done.stdout, done.stderr
+        capfd.readouterr()
+        return cli.main(['reproduce', *SMALL, *options]), *capfd.readouterr()
     return run
 
 
@@ -71,15 +71,19 @@ def test_a_notebook_without_an_experiment_has_no_plan(paper, project, capsys):
     assert not (project/'reports').exists()
 
 
-def test_every_page_can_be_asked(tmp_path):
+def test_every_page_can_be_asked(tmp_path, capsys):
     names = list(cli.notebooks(ROOT/'nbs'/'reproduce'))
     folders = ['--out', str(tmp_path/'out'), f"--set=runs={tmp_path/'runs'}", f"--set=cache={tmp_path/'cache'}"]
-    run = subprocess.run([*ATR, 'reproduce', '--plan', '--profile', 'smoke', '--papers', ','.join(names), *folders],
-                         cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout + run.stderr
-    counts = {name: int(n) for name, n in re.findall(r'^(\w+): (\d+) runs to do', run.stdout, re.M)}
+    assert cli.main(['reproduce', '--plan', '--profile', 'smoke', '--papers', ','.join(names), *folders]) == 0
+    counts = {name: int(n) for name, n in re.findall(r'^(\w+): (\d+) runs to do', capsys.readouterr().out, re.M)}
     assert list(counts) == [*names, 'all'] and counts['all'] == sum(counts[n] for n in names)
     assert not list(tmp_path.iterdir())
+
+
+def test_trials_of_other_methods_do_not_count():
+    settings = replace(load('embedded'), out=ROOT/'reports')
+    few = earlier(replace(settings, methods=('cmlf',)))['choices']
+    assert {r['method'] for r in few} == {'cmlf'} and len(few) < len(earlier(settings)['choices'])
 
 
 def test_time_left():

@@ -236,13 +236,14 @@ def test_pushed_to_the_hub(model, monkeypatch):
     assert sent == ['README.md', 'config.json', 'model.safetensors']
 
 
-def test_cold_start(library, cpu_seconds):
+def test_cold_start(library):
     "Nearly all of the time until an answer is torch and transformers being imported"
-    run = lambda code: cpu_seconds(sys.executable, '-c', code, times=2)
-    search = f'from atr_nb.cli import main; main(["search", "a dog", "--in", {str(library)!r}])'
-    bare = run('import torch; from transformers import BertModel, AutoModel, AutoTokenizer')
-    run(search) # indexes
-    assert run(search) - bare < 1.5
+    Search.build(library)
+    search = f'main(["search", "a dog", "--in", {str(library)!r}])'
+    timed = ('import time, torch; from transformers import BertModel, AutoModel, AutoTokenizer; '
+             f'begun = time.process_time(); from atr_nb.cli import main; {search}; print(time.process_time() - begun)')
+    run = lambda: subprocess.run([sys.executable, '-c', timed], capture_output=True, text=True, check=True).stdout
+    assert min(float(run().splitlines()[-1]) for _ in range(2)) < 1.5
 
 
 @pytest.mark.parametrize('method', ['tha_dcr', 'diffatr'])

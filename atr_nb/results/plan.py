@@ -210,14 +210,16 @@ def _trials(file:Path)->list[dict]: # lines of trials.jsonl, under the names by 
     lines = [unsealed(json.loads(line), str(file)) for line in file.read_text().splitlines()]
     return [r | dict(table=r['method'], row=f"trial {r['trial']}, {r['dataset']}") for r in lines if not r['failed']]
 
+def _wanted(method:str, settings:Settings)->bool: return not settings.methods or method in settings.methods
+
 def earlier(settings:Settings)->dict[str, list[dict]]: # page -> records of the last time, trials among them
     "What was written down in this profile: in the report that the settings name, or else in the one of the package."
     found = {}
     for out in (REPORTS, settings.out):
         profile = out/settings.profile
         found |= {file.parent.name: load_records(file.parent) for file in sorted(profile.glob('*/runs.jsonl'))}
-        trials = [r for file in sorted(profile.glob('choices/*/trials.jsonl')) for r in _trials(file)]
-        if trials: found['choices'] = trials
+        files = [f for f in sorted(profile.glob('choices/*/trials.jsonl')) if _wanted(f.parent.name, settings)]
+        if trials := [r for file in files for r in _trials(file)]: found['choices'] = trials
     return found
 
 # %% ../../nbs/results/79_plan.ipynb #234d6388

@@ -104,7 +104,7 @@ def gradients_are_finite(model:RetrievalModel, pairs:Pairs)->int: # parameters t
     return len(gradients)
 
 # %% ../../nbs/training/55_checks.ipynb #044b3247
-RECIPE = Recipe(Stage(25, lr=2e-3), batch_size=16) # enough to learn four dozen pairs by heart
+RECIPE = Recipe(Stage(15, lr=4e-3, schedule='one-cycle'), batch_size=16) # enough to learn four dozen pairs by heart
 
 def learns_by_heart(model:RetrievalModel, pairs:Pairs, recipe:Recipe=RECIPE)->list[dict]: # the history of the training
     "Train on a few pairs. AssertionError if the model does not retrieve them afterwards."
