@@ -1,6 +1,6 @@
 # make reproduce   run the reproduction notebooks, render their tables into reports/
 #                  PROFILE=embedded PAPERS=all SEEDS=0,1 DEVICE=cpu OUT=reports FORCE=1, all optional
-# make test        undefined names, every notebook as a test, then pytest, two at a time
+# make test        undefined names, every notebook as a test, then pytest, three at a time
 # make docs        the notebooks as a web site in _docs/
 # make lab         JupyterLab on the notebooks
 # make readme      nbs/index.ipynb run again, and README.md from it
@@ -44,9 +44,9 @@ reproduce: $(READY)
 test: export HF_HUB_OFFLINE = 1
 test: $(READY)
 	$(BIN)/ruff check --quiet --no-cache --select F atr_nb
-	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2 --timing --skip-folder-re '^([_.].*|reproduce)$$' \
+	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 3 --timing --skip-folder-re '^([_.].*|reproduce)$$' \
 	  --skip-file-re '^([_.].*|benchmarks.*|difficulty.*)$$'
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile
 
 # Beside the old site first, so that a site which cannot be made does not cost the one that is there.
 docs: $(SITE)
