@@ -8,7 +8,7 @@ from argparse import ArgumentParser, HelpFormatter, Namespace
 from contextlib import contextmanager, suppress
 from pathlib import Path
 import atr_nb
-import errno, hashlib, json, logging, os, re, signal, subprocess, sys, textwrap, time, warnings
+import errno, gc, hashlib, json, logging, os, re, signal, subprocess, sys, textwrap, time, warnings
 from .notebooks import about, moved, read_notebook
 from .pages import readme, refresh
 from .settings import OWN, WITHOUT_EFFECT, Settings, find_ini, load, profiles
@@ -16,8 +16,8 @@ from .words import one_of, word
 
 # %% auto #0
 __all__ = ['OLDER', 'notebooks', 'choose', 'Progress', 'tables', 'tidy', 'alone', 'execute', 'parameters', 'told', 'reproduce',
-           'report', 'data_check', 'compare', 'show', 'front_page', 'listed', 'plainly', 'models', 'index', 'search',
-           'parser', 'main']
+           'report', 'data_check', 'compare', 'show', 'front_page', 'listed', 'plainly', 'models', 'without_collection',
+           'index', 'search', 'parser', 'main']
 
 # %% ../nbs/80_cli.ipynb #76fd8f13
 def notebooks(folder:Path)->dict[str,Path]: # name -> notebook
@@ -398,9 +398,20 @@ def models(args:Namespace)->int:
           f'and knows little else: {", ".join(shipped.kinds)}.')
     return 0
 
-def _model(args:Namespace): # the model asked for; of the one that comes along its limits are told
+# %% ../nbs/80_cli.ipynb #e615cabc
+@contextmanager
+def without_collection():
+    "Python looks for no garbage, nor later in what is made here: modules and models are millions of objects that stay."
+    gc.disable()
+    try: yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+def _model(args:Namespace): # the model asked for, its text encoder open; of the shipped one its limits are told
     from atr_nb.results.models import open_model
     model = open_model(args.model)
+    model.encode_text(['a'])
     if args.model is None:
         print(f'Model: {model.name}. It knows {len(model.kinds)} kinds of sound and little else; '
               '`atr-nb models` lists them, --model takes another model.', file=sys.stderr)
@@ -408,8 +419,10 @@ def _model(args:Namespace): # the model asked for; of the one that comes along i
 
 def index(args:Namespace)->int:
     "Encode the sounds of a folder"
-    from atr_nb.results.search import Search, bring_up_to_date
-    folder, model, at = Path(args.folder).expanduser(), _model(args), args.index and Path(args.index).expanduser()
+    with without_collection():
+        from atr_nb.results.search import Search, bring_up_to_date
+        model = _model(args)
+    folder, at = Path(args.folder).expanduser(), args.index and Path(args.index).expanduser()
     with plainly():
         counts = bring_up_to_date(folder, model, at)
         search = Search.load(folder, model, at)
@@ -421,11 +434,12 @@ def index(args:Namespace)->int:
 # %% ../nbs/80_cli.ipynb #9d086f33
 def search(args:Namespace)->int:
     "Rank the sounds of a folder by a sentence, or by their likeness to a sound"
-    from atr_nb.results.search import Search, check_question, write_page
     if args.captions and not args.like:
         raise ValueError('--captions asks which captions fit a sound; name it with --like FILE')
-    check_question(args.text, args.k, args.like) # before anything is encoded
-    model = _model(args)
+    with without_collection():
+        from atr_nb.results.search import Search, check_question, write_page
+        check_question(args.text, args.k, args.like) # before anything is encoded
+        model = _model(args)
     with plainly():
         found = Search.build(args.folder, model, args.index)
         if args.captions:
