@@ -15,8 +15,8 @@ from .settings import OWN, WITHOUT_EFFECT, Settings, find_ini, load, profiles
 from .words import one_of, word
 
 # %% auto #0
-__all__ = ['OLDER', 'notebooks', 'choose', 'Progress', 'tables', 'tidy', 'alone', 'execute', 'parameters', 'told', 'reproduce',
-           'report', 'data_check', 'compare', 'show', 'front_page', 'listed', 'plainly', 'models', 'without_collection',
+__all__ = ['OLDER', 'notebooks', 'choose', 'Progress', 'tables', 'tidy', 'alone', 'execute', 'without_collection', 'parameters',
+           'told', 'reproduce', 'report', 'data_check', 'compare', 'show', 'front_page', 'listed', 'plainly', 'models',
            'index', 'search', 'parser', 'main']
 
 # %% ../nbs/80_cli.ipynb #76fd8f13
@@ -176,8 +176,19 @@ def execute(
         finally: running.unlink(missing_ok=True)
     return done
 
+# %% ../nbs/80_cli.ipynb #9918016f
+@contextmanager
+def without_collection():
+    "Python looks for no garbage, nor later in what is made here: modules and models are millions of objects that stay."
+    gc.disable()
+    try: yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
 # %% ../nbs/80_cli.ipynb #e9580935
 def _begin()->None: # of the process that plans
+    gc.disable() # it soon ends
     import torch
     signal.signal(signal.SIGINT, signal.SIG_IGN) # Ctrl-C is for the parent to hear
     torch.set_num_threads(1) # in a forked process the other threads do not exist
@@ -263,8 +274,9 @@ def reproduce(args:Namespace)->int: # 0, or 1 if anything failed
     settings = load(given.pop('profile', args.profile), **given)
     found = notebooks(Path(args.notebooks) if args.notebooks else settings.root/'nbs'/'reproduce')
     names = choose(args.papers, found)
-    from atr_nb.results.setup import Setup # takes seconds; a mistake above is told at once
-    setup = Setup(settings) # checks what they name
+    with without_collection():
+        from atr_nb.results.setup import Setup # takes seconds; a mistake above is told at once
+        setup = Setup(settings) # checks what they name
     sources = [c.source for n in names for c in read_notebook(found[n]).cells if c.cell_type == 'code']
     folders = settings.cache, settings.runs, settings.out/settings.profile
     if not args.plan:
@@ -399,15 +411,6 @@ def models(args:Namespace)->int:
     return 0
 
 # %% ../nbs/80_cli.ipynb #e615cabc
-@contextmanager
-def without_collection():
-    "Python looks for no garbage, nor later in what is made here: modules and models are millions of objects that stay."
-    gc.disable()
-    try: yield
-    finally:
-        gc.freeze()
-        gc.enable()
-
 def _model(args:Namespace): # the model asked for, its text encoder open; of the shipped one its limits are told
     from atr_nb.results.models import open_model
     model = open_model(args.model)
