@@ -411,10 +411,9 @@ def models(args:Namespace)->int:
     return 0
 
 # %% ../nbs/80_cli.ipynb #e615cabc
-def _model(args:Namespace): # the model asked for, its text encoder open; of the shipped one its limits are told
+def _model(args:Namespace): # the model asked for; of the one that comes along its limits are told
     from atr_nb.results.models import open_model
     model = open_model(args.model)
-    model.encode_text(['a'])
     if args.model is None:
         print(f'Model: {model.name}. It knows {len(model.kinds)} kinds of sound and little else; '
               '`atr-nb models` lists them, --model takes another model.', file=sys.stderr)
@@ -422,10 +421,8 @@ def _model(args:Namespace): # the model asked for, its text encoder open; of the
 
 def index(args:Namespace)->int:
     "Encode the sounds of a folder"
-    with without_collection():
-        from atr_nb.results.search import Search, bring_up_to_date
-        model = _model(args)
-    folder, at = Path(args.folder).expanduser(), args.index and Path(args.index).expanduser()
+    from atr_nb.results.search import Search, bring_up_to_date
+    folder, model, at = Path(args.folder).expanduser(), _model(args), args.index and Path(args.index).expanduser()
     with plainly():
         counts = bring_up_to_date(folder, model, at)
         search = Search.load(folder, model, at)
@@ -448,7 +445,7 @@ def search(args:Namespace)->int:
         if args.captions:
             for caption, score in found.says(args.like, args.k): print(f'{score:6.3f}  {caption}')
             return 0
-        hits = found(args.text, args.k, args.like)
+        with without_collection(): hits = found(args.text, args.k, args.like) # a sentence opens the text encoder
     print(hits)
     if args.html: print(write_page(hits, args.html, model.name))
     return 0
