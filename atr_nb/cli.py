@@ -15,9 +15,9 @@ from .settings import OWN, WITHOUT_EFFECT, Settings, find_ini, load, profiles
 from .words import one_of, word
 
 # %% auto #0
-__all__ = ['OLDER', 'notebooks', 'choose', 'Progress', 'tables', 'tidy', 'alone', 'execute', 'without_collection', 'parameters',
-           'told', 'reproduce', 'report', 'data_check', 'compare', 'show', 'front_page', 'listed', 'plainly', 'models',
-           'index', 'search', 'parser', 'main']
+__all__ = ['KERNEL', 'OLDER', 'notebooks', 'choose', 'Progress', 'tables', 'tidy', 'alone', 'execute', 'without_collection',
+           'parameters', 'told', 'reproduce', 'report', 'data_check', 'compare', 'show', 'front_page', 'listed',
+           'plainly', 'models', 'index', 'search', 'parser', 'main']
 
 # %% ../nbs/80_cli.ipynb #76fd8f13
 def notebooks(folder:Path)->dict[str,Path]: # name -> notebook
@@ -139,13 +139,15 @@ def alone(
     with held: yield
 
 # %% ../nbs/80_cli.ipynb #bb979d4e
+KERNEL = ['--log-level=CRITICAL', # kernels complain on our terminal otherwise
+          '--IPKernelApp.exec_lines=import gc',
+          '--IPKernelApp.exec_lines=gc.set_threshold(100_000, 20, 100)'] # seldom
+
 def _papermill(notebook, running, parameters, progress, cwd):
     from papermill import execute_notebook
     for noisy in ('papermill', 'asyncio'): logging.getLogger(noisy).setLevel(logging.CRITICAL) # what matters is raised
     execute_notebook(notebook, running, parameters, kernel_name='python3', language='python', cwd=cwd,
-                     start_timeout=180,
-                     extra_arguments=['--log-level=CRITICAL'], # kernels complain on our terminal otherwise
-                     progress_bar=False, stderr_file=progress,
+                     start_timeout=180, extra_arguments=KERNEL, progress_bar=False, stderr_file=progress,
                      on_cell_start=progress.cell_start, on_cell_executed=progress.cell_done)
 
 def _settle(running:Path, target:Path, source:Path, root:Path)->None: # a notebook gets its real name

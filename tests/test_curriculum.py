@@ -210,7 +210,7 @@ def test_a_stage_that_trains_nothing_or_nobody(tmp_path):
     with pytest.raises(ValueError, match='leaves nothing to train'): run(Stage(1, ('text.*', '!text.*')))
     with pytest.raises(ValueError, match="'!text.encoder.*' matches no parameter"):
         run(Stage(1, ('*', '!text.encoder.*')))
-    with pytest.raises(ValueError, match="batches='median', but there is only: random, easy, hard"):
+    with pytest.raises(ValueError, match="batches 'median' is unknown; known: random, easy, hard"):
         run(Stage(1, batches='median'))
 
 

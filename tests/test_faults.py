@@ -32,12 +32,12 @@ SETTINGS = '''[DEFAULT]
 audio_encoder = aisfx
 text_encoder = tiny
 datasets = scenes-sparse
-train_size = 32
+train_size = 16
 val_size = 8
-test_size = 16
+test_size = 8
 width = 16
 batch_size = 8
-epochs = 12
+epochs = 8
 seeds = 0, 1
 jobs = 2
 [embedded]

@@ -34,7 +34,7 @@ parsed = files._module.__wrapped__
 RUN = FEATURES + WORDS + (
     'data.batches encoders.tower encoders.transformers alignment.pooling alignment.tokens '
     'evaluation.metrics evaluation.scoring methods.mgrl training.losses training.recipe training.checkpoints '
-    'training.trainer training.curriculum results.opening results.setup results.runs').split()
+    'training.devices training.trainer training.curriculum results.opening results.setup results.runs').split()
 
 
 @pytest.fixture(scope='module')

@@ -15,7 +15,7 @@ from atr_nb.encoders.panns import Cnn10, load_panns
 from atr_nb.results.opening import TABLES, check
 from atr_nb.results.setup import Setup
 from atr_nb.settings import load
-from atr_nb.training import trainer
+from atr_nb.training import devices
 
 
 @pytest.fixture
@@ -39,25 +39,25 @@ def gpus(monkeypatch):
     (2, 'auto', 'cuda:0'), (2, 'cpu', 'cpu'), (2, 'cuda', 'cuda:0'), (2, 'cuda:1', 'cuda:1')])
 def test_device_by_name(gpus, n, name, device):
     current = gpus(n)
-    assert trainer.open_device(name) == torch.device(device)
-    accelerator = trainer.accelerator_for(name)
+    assert devices.open_device(name) == torch.device(device)
+    accelerator = devices.accelerator_for(name)
     assert accelerator.device == torch.device(device) and current == [torch.device(device)] * ('cuda' in device)
 
 
 def test_mps(gpus, monkeypatch):
     gpus(0)
     with pytest.raises(ValueError, match="device='mps' is unknown on this machine, which has: cpu;"):
-        trainer.open_device('mps')
+        devices.open_device('mps')
     monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: True)
-    assert trainer.accelerator_for('mps').device == torch.device('mps')
-    assert trainer.open_device('auto') == torch.device('cpu')
+    assert devices.accelerator_for('mps').device == torch.device('mps')
+    assert devices.open_device('auto') == torch.device('cpu')
 
 
 @pytest.mark.parametrize('n, name, there', [
     (0, 'cuda', 'cpu;'), (0, 'cuda:0', 'cpu;'), (2, 'cuda:2', 'cpu, cuda:0, cuda:1;'), (1, 'gpu', 'cpu, cuda:0;')])
 def test_a_device_that_is_not_there(gpus, n, name, there):
     gpus(n)
-    for opens in (trainer.open_device, trainer.accelerator_for):
+    for opens in (devices.open_device, devices.accelerator_for):
         told = f"device='{name}' is unknown on this machine, which has: {there}"
         with pytest.raises(ValueError, match=told): opens(name)
 
@@ -66,20 +66,20 @@ def test_a_precision_that_the_device_cannot_do(gpus, monkeypatch):
     gpus(1, bf16=False)
     monkeypatch.setattr(torch.cuda, 'device', lambda d: nullcontext())
     for opens, device, precision, told in (
-        (trainer.open_device, 'auto', 'bf16', "not on device 'cuda:0', which can do: no, fp16;"),
-        (trainer.accelerator_for, 'cpu', 'fp16', "not on device 'cpu', which can do: no, bf16;")):
+        (devices.open_device, 'auto', 'bf16', "not on device 'cuda:0', which can do: no, fp16;"),
+        (devices.accelerator_for, 'cpu', 'fp16', "not on device 'cpu', which can do: no, bf16;")):
         with pytest.raises(ValueError, match=f"precision='{precision}': {told}"): opens(device, precision)
-    assert trainer.accelerator_for('cpu', 'bf16').mixed_precision == 'bf16'
-    assert trainer.accelerator_for('cuda', 'fp16').device == torch.device('cuda:0')
+    assert devices.accelerator_for('cpu', 'bf16').mixed_precision == 'bf16'
+    assert devices.accelerator_for('cuda', 'fp16').device == torch.device('cuda:0')
 
 
-@pytest.mark.parametrize('name', ['cpu', *(d for d in trainer.devices() if d != 'cpu')])
+@pytest.mark.parametrize('name', ['cpu', *(d for d in devices.devices() if d != 'cpu')])
 def test_training_happens_where_it_was_asked_for(tmp_path, name):
     model, seen = toy.new_model(), set()
     encode = model.encode_audio
     model.encode_audio = lambda x, mask=None: (seen.add(str(x.device)), encode(x, mask))[1]
     toy.fit(model, toy.TRAIN, toy.VALID, toy.RECIPE, tmp_path, 0, toy.IDENTITY, device=name)
-    assert {torch.device(s) for s in seen} == {p.device for p in model.parameters()} == {trainer.open_device(name)}
+    assert {torch.device(s) for s in seen} == {p.device for p in model.parameters()} == {devices.open_device(name)}
 
 
 def test_nothing_is_written_for_a_device_that_is_not_there(tmp_path):

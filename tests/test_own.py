@@ -289,7 +289,7 @@ def test_names_with_markup_are_text_in_every_page(paper, project):
              caption='<script>alert({})</script> *a* $b$ [c](d) "e" | ü', **more)
     assert cli.main(['reproduce', '--set', f'datasets=folder:{ODD}, scenes-dense, folder:plain',
                      '--set', 'text_encoder=tiny', '--set', 'batch_size=8', '--set', 'train_size=16',
-                     '--seeds', '0']) == 0
+                     '--set', 'epochs=1', '--seeds', '0']) == 0
     folder = project/'reports'/'embedded'/'baseline'
     pages = {file.name: file.read_text()
              for file in (project/'reports'/'index.html', folder/'notebook.html', folder/'tables.md')}
@@ -306,10 +306,11 @@ def test_names_with_markup_are_text_in_every_page(paper, project):
 
 def test_reproduction_pages_run_to_their_end(tmp_path):
     "Those that speak of scenes, on a folder without any"
-    fill(tmp_path/'sounds', n=120, split=False)
+    fill(tmp_path/'sounds', n=60, split=False)
     folders = [f"--set={name}={tmp_path/name}" for name in ('cache', 'runs')]
+    sizes = ['--set=train_size=32', '--set=val_size=8', '--set=test_size=16']
     run = subprocess.run([*ATR, 'reproduce', '--profile', 'smoke', '--papers', 'baseline,3cmlf',
-                          '--out', str(tmp_path/'out'), f"--set=datasets=folder:{tmp_path/'sounds'}", *folders],
+                          '--out', str(tmp_path/'out'), f"--set=datasets=folder:{tmp_path/'sounds'}", *folders, *sizes],
                          cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
     for name in ('baseline', '3cmlf'): assert 'folder:sounds' in (tmp_path/'out'/'smoke'/name/'tables.md').read_text()

@@ -284,7 +284,7 @@ def test_stage_that_names_or_trains_nothing(tmp_path, pattern, message):
 
 
 def test_batches_nobody_draws(tmp_path):
-    with pytest.raises(ValueError, match="batches='hard', but there is only: random"):
+    with pytest.raises(ValueError, match="batches 'hard' is unknown; known: random"):
         train(tmp_path, recipe=Recipe(Stage(1, batches='hard'), batch_size=16))
 
 

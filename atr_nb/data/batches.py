@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
-from .datasets import Clips, Part
-from .features import load_waves
+from .datasets import Clips, Part, load_waves
+
 
 # %% auto #0
 __all__ = ['Inputs', 'Waveforms', 'Tokens', 'Batch', 'Beside', 'apart', 'Pairs', 'part', 'RandomBatches']

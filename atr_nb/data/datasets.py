@@ -13,17 +13,17 @@ import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import patch
-from torch import Tensor
+from torch import nn, Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
-from .audio import AudioError, decode, file_duration
+from .audio import AudioError, check_audio, decode, file_duration
 from atr_nb.data.folders import (AUDIO_SUFFIXES, LONGEST, Span, drawn_split, part_name, sounds_in, take, usual_split,
     windows)
 from ..files import code_hash, digest, hash_json, intact, load_json, save_json
 from ..words import one_of
 
 # %% auto #0
-__all__ = ['SPLITS', 'MEI_SIZES', 'CLOTHO_SPLITS', 'check_clips', 'Clips', 'Part', 'read_table', 'caption_columns',
+__all__ = ['SPLITS', 'MEI_SIZES', 'CLOTHO_SPLITS', 'check_clips', 'Clips', 'Part', 'load_waves', 'read_table', 'caption_columns',
            'read_captions', 'Files', 'inside', 'described', 'undescribed', 'Folder', 'audio_files', 'size_note',
            'Listed', 'split_name', 'AudioCaps', 'Clotho', 'Lengthened', 'unplayable']
 
@@ -117,6 +117,18 @@ class Part(Clips):
     def audio(self, i:int, sample_rate:int)->Tensor: return self.whole.audio(self.rows[i], sample_rate)
     def duration(self, i:int)->float: return self.whole.duration(self.rows[i])
     def manifest(self)->dict: return super().manifest() | dict(whole=self.whole.manifest_hash)
+
+# %% ../../nbs/data/12_datasets.ipynb #b5e7a44e
+def load_waves(
+    clips:Clips, # the dataset
+    indices, # clips of the batch (B,)
+    sample_rate:int, # samples per second
+    )->tuple[Tensor,Tensor|None]: # waveforms (B, S) float32, zero where padded; mask (B, S), None without padding
+    "The sounds of some clips. One that is empty or silent is an error that names it."
+    waves = [check_audio(clips.audio(int(i), sample_rate), f"clip {clips.ids[int(i)]!r}", sample_rate) for i in indices]
+    n = torch.tensor([len(w) for w in waves])
+    x = nn.utils.rnn.pad_sequence(waves, batch_first=True)
+    return x, None if (n == n[0]).all() else torch.arange(x.shape[1]) < n[:,None]
 
 # %% ../../nbs/data/12_datasets.ipynb #e1bcaf3a
 def read_table(

@@ -13,10 +13,9 @@ import numpy as np
 import torch
 from filelock import FileLock
 from safetensors.numpy import load_file, save_file
-from torch import nn, Tensor
+from torch import Tensor
 from tqdm import tqdm
-from .audio import check_audio
-from .datasets import Clips
+from .datasets import Clips, load_waves
 from ..files import (BLANK, Damaged, atomic, code_hash, hash_file, hash_json, intact, load_json,
     save_json, seal)
 from ..model import Encoded, Encoder, mask_of
@@ -24,7 +23,7 @@ from ..processes import together
 
 # %% auto #0
 __all__ = ['Features', 'feature_facts', 'plan_batches', 'plan_shards', 'to_rows', 'check_entry', 'build', 'encode_shards',
-           'merge_shards', 'load_waves', 'audio_features', 'text_features']
+           'merge_shards', 'audio_features', 'text_features']
 
 # %% ../../nbs/data/14_features.ipynb #313ab65a
 class Features:
@@ -221,18 +220,6 @@ def merge_shards(
         np.save(f, offsets)
     marks = {name: hash_file(whole/name) for name in ('frames.npy', 'offsets.npy')}
     save_json(whole/'meta.json', facts | dict(items=len(lengths), tokens=int(offsets[-1]), files=marks))
-
-# %% ../../nbs/data/14_features.ipynb #b5e7a44e
-def load_waves(
-    clips:Clips, # the dataset
-    indices, # clips of the batch (B,)
-    sample_rate:int, # samples per second
-    )->tuple[Tensor,Tensor|None]: # waveforms (B, S) float32, zero where padded; mask (B, S), None without padding
-    "The sounds of some clips. One that is empty or silent is an error that names it."
-    waves = [check_audio(clips.audio(int(i), sample_rate), f"clip {clips.ids[int(i)]!r}", sample_rate) for i in indices]
-    n = torch.tensor([len(w) for w in waves])
-    x = nn.utils.rnn.pad_sequence(waves, batch_first=True)
-    return x, None if (n == n[0]).all() else torch.arange(x.shape[1]) < n[:,None]
 
 # %% ../../nbs/data/14_features.ipynb #ab4ddd27
 def audio_features(

@@ -173,5 +173,5 @@ def check(settings:Settings)->None:
     _check_text_encoder(settings)
     _check_transformer(settings)
     if (settings.device, settings.precision) != ('auto', 'no'):
-        from atr_nb.training.trainer import open_device
+        from atr_nb.training.devices import open_device
         open_device(settings.device, settings.precision)

@@ -20,7 +20,7 @@ from ..processes import can_fork
 from .opening import check, check_lengths, open_encoders, open_split
 from ..settings import Settings
 from ..training.recipe import Recipe, Stage
-from ..training.trainer import open_device
+from ..training.devices import open_device
 
 # %% auto #0
 __all__ = ['Setup', 'one_thread']

@@ -26,7 +26,8 @@ from ..files import code_hash, hash_json, intact, load_json, save_json, weights_
 from ..model import Encoded, Encoder
 from .checkpoints import load_weights, save_weights
 from .recipe import Stage
-from .trainer import accelerator_for, loss_on, train_epoch
+from .devices import accelerator_for
+from .trainer import loss_on, train_epoch
 
 # %% auto #0
 __all__ = ['SPECIAL', 'NO_WORDS', 'STAGE', 'Vocabulary', 'Captioner', 'train_captioner', 'say_all', 'Captions', 'load_captions',

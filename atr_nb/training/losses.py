@@ -92,7 +92,7 @@ def triplet_weighted(
 
 # %% ../../nbs/training/50_losses.ipynb #a2add453
 class _Losses(dict):
-    def __missing__(self, name): raise ValueError(f"there is no loss {name!r}; known are {', '.join(self)}")
+    def __missing__(self, name): return one_of('loss', name, self)
 
 # name -> loss(similarity, ..., clip_ids)
 LOSSES = _Losses(sum=triplet_sum, max=triplet_max, weighted=triplet_weighted, nt_xent=nt_xent)

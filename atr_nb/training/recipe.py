@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, StepLR
+from ..words import one_of
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'MONITORS', 'Stage', 'learning_rates', 'recall_score', 'Recipe', 'parts', 'selected', 'apply_stage',
@@ -145,6 +146,4 @@ def check_recipe(
     "Raise a ValueError if any stage names parameters or batches that do not exist."
     for stage in recipe.stages:
         selected(model, stage)
-        if stage.batches not in samplers:
-            raise ValueError(f"Stage {stage.name!r}: batches={stage.batches!r}, "
-                             f"but there is only: {', '.join(samplers)}")
+        one_of(f'stage {stage.name!r}: batches', stage.batches, samplers)

@@ -9,7 +9,6 @@ from pathlib import Path
 import json, math, time
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, PartialState
 from tqdm import tqdm
 from ..data.batches import Pairs, RandomBatches
 from ..evaluation.metrics import retrieval_metrics
@@ -18,55 +17,11 @@ from ..model import RetrievalModel
 from ..files import load_json, save_json, sweep, write_file
 from .checkpoints import (CheckpointError, trusted, load_checkpoint, load_weights, save_checkpoint,
     save_weights, set_random_state)
+from .devices import accelerator_for
 from .recipe import Recipe, apply_stage, check_recipe
 
 # %% auto #0
-__all__ = ['LOOK', 'devices', 'open_device', 'accelerator_for', 'train_epoch', 'validate', 'loss_on', 'start_or_resume', 'Job',
-           'run_epoch', 'run_stage', 'fit', 'load_result']
-
-# %% ../../nbs/training/53_trainer.ipynb #213342bd
-def devices()->list[str]:
-    "The devices that torch sees here, such as ['cpu', 'cuda:0', 'cuda:1']."
-    mps = ['mps'] if torch.backends.mps.is_available() else []
-    gpus = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
-    return ['cpu', *mps, *(f'cuda:{n}' for n in gpus)]
-
-def _computes(device:torch.device, precision:str)->bool:
-    "Can the device do this precision?"
-    if precision == 'no': return True
-    if device.type == 'cpu': return precision == 'bf16'
-    if device.type == 'mps': return precision == 'fp16' or torch.backends.mps.is_macos_or_newer(14, 0)
-    with torch.cuda.device(device): return precision == 'fp16' or torch.cuda.is_bf16_supported()
-
-def open_device(
-    name:str='auto', # 'auto' (the first GPU if there is one), 'cpu', 'mps', 'cuda' (the first GPU) or 'cuda:N'
-    precision:str='no', # 'no' (float32), 'bf16' or 'fp16'
-    )->torch.device:
-    "The device of this name. ValueError listing the devices if it is missing or cannot compute in this precision."
-    there = devices()
-    exact = {'auto': 'cuda:0' if 'cuda:0' in there else 'cpu', 'cuda': 'cuda:0'}.get(name, name)
-    if exact not in there: raise ValueError(
-        f"device={name!r} is unknown on this machine, which has: {', '.join(there)}; use one of these, or 'auto'")
-    device = torch.device(exact)
-    if not _computes(device, precision):
-        able = ', '.join(p for p in ('no', 'bf16', 'fp16') if _computes(device, p))
-        raise ValueError(f"precision={precision!r}: not on device {exact!r}, which can do: {able}; use one of these")
-    return device
-
-# %% ../../nbs/training/53_trainer.ipynb #bc627912
-def accelerator_for(
-    device:str='auto', # as `open_device` takes it
-    precision:str='no', # 'no' (float32), 'bf16' or 'fp16'
-    )->Accelerator:
-    "An accelerator of exactly this device and precision, whatever was used before in this process."
-    exact = open_device(device, precision)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    if exact.type == 'cuda': torch.cuda.set_device(exact)
-    PartialState(cpu=True).device = exact
-    accelerator = Accelerator(cpu=exact.type == 'cpu', mixed_precision=precision)
-    if accelerator.num_processes > 1: raise ValueError(
-        "a run trains on one device: start one process per run, not several for one run")
-    return accelerator
+__all__ = ['LOOK', 'train_epoch', 'validate', 'loss_on', 'start_or_resume', 'Job', 'run_epoch', 'run_stage', 'fit', 'load_result']
 
 # %% ../../nbs/training/53_trainer.ipynb #529fbef9
 LOOK = 20 # batches between two inspections of the loss
