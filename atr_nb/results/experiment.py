@@ -221,12 +221,12 @@ def read(self:Experiment, *findings:tuple[bool, str])->Findings:
 
 # %% ../../nbs/results/74_experiment.ipynb #f12492e8
 @patch
-def figure(self:Experiment, name:str, fig, caption:str): # the figure, for the cell to show
+def figure(self:Experiment, name:str, fig, caption:str): # the picture, for the cell to show
     "Save a figure for the report, with a sentence that describes it, and close it."
     import matplotlib.pyplot as plt
-    save_figure(self.folder, name, fig, caption)
+    picture = save_figure(self.folder, name, fig, caption)
     plt.close(fig)
-    return fig
+    return picture
 
 @patch
 def finish(self:Experiment, examples:Iterable[Examples]=())->str: # a line for the page

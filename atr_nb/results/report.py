@@ -22,28 +22,33 @@ from .records import load_records
 from .tables import HEADINGS, in_short, signed, tables_of
 
 # %% auto #0
-__all__ = ['OUTCOMES', 'CLASS', 'SHAPE', 'FILES', 'ASSETS', 'PROFILES', 'CUT', 'save_figure', 'training_figure', 'stages_figure',
-           'pairwise_accuracy_figure', 'pick_queries', 'ogg', 'Examples', 'save_examples', 'ranks_figure', 'moves',
-           'gained_and_lost', 'known_numbers', 'read_results', 'fill', 'notebook_page', 'render']
+__all__ = ['DPI', 'OUTCOMES', 'CLASS', 'SHAPE', 'FILES', 'ASSETS', 'PROFILES', 'CUT', 'save_figure', 'training_figure',
+           'stages_figure', 'pairwise_accuracy_figure', 'pick_queries', 'ogg', 'Examples', 'save_examples',
+           'ranks_figure', 'moves', 'gained_and_lost', 'known_numbers', 'read_results', 'fill', 'notebook_page',
+           'render']
 
 # %% ../../nbs/results/73_report.ipynb #964cc7df
+DPI = 96 # of a page on a screen
+
 def save_figure(
     folder:Path|str, # reports/PROFILE/PAPER
     name:str, # file name without ending
     fig, # a matplotlib figure
     caption:str, # a sentence that describes the figure
-    )->None: # no path: a notebook would print it under the cell
+    ): # the picture, for a cell to show, in its own resolution: twice that of a page
     "Save a figure for the report as `figures/NAME.png`. ValueError for an empty caption or an unsuitable name."
+    from IPython import display
     from PIL import Image, PngImagePlugin # comes with matplotlib
     if not caption.strip(): raise ValueError(f"figure {name!r} has no caption; say in a sentence what is to be seen")
     if not re.fullmatch(r'[\w.-]+', name) or name.startswith('.'):
         raise ValueError(f"figure name {name!r}: use letters, digits, '-' and '_'")
     drawn, small, words = io.BytesIO(), io.BytesIO(), PngImagePlugin.PngInfo()
     words.add_itxt('Description', caption)
-    fig.savefig(drawn, format='png', dpi=192, bbox_inches='tight')
+    fig.savefig(drawn, format='png', dpi=2*DPI, bbox_inches='tight')
     few = Image.open(drawn).convert('RGB').quantize(256, dither=Image.Dither.NONE)
     few.save(small, 'png', optimize=True, pnginfo=words)
     write_file(Path(folder)/'figures'/f'{name}.png', small.getvalue())
+    return display.Image(small.getvalue(), width=few.width // 2, alt=caption)
 
 # %% ../../nbs/results/73_report.ipynb #bb7a4471
 def _figures(folder:Path)->tuple[list[dict], list[str]]:
@@ -395,7 +400,8 @@ def _described(nb, captions:dict[str, str]): # name of a figure -> its caption; 
         named = [captions.get(name, '') for name in re.findall(r"\.figure\('([^']+)'", cell.source)]
         pictures = [o for o in cell.get('outputs', []) if 'image/png' in o.get('data', {})]
         for picture, caption in zip_longest(pictures, named[:len(pictures)]):
-            picture['metadata'] = {'image/png': dict(alt=caption or f'Figure: {heading}')}
+            shown = picture.setdefault('metadata', {}).setdefault('image/png', {})
+            shown['alt'] = caption or f'Figure: {heading}'
     return nb
 
 # %% ../../nbs/results/73_report.ipynb #82cc9f91
