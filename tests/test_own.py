@@ -308,7 +308,7 @@ def test_reproduction_pages_run_to_their_end(tmp_path):
     "Those that speak of scenes, on a folder without any"
     fill(tmp_path/'sounds', n=60, split=False)
     folders = [f"--set={name}={tmp_path/name}" for name in ('cache', 'runs')]
-    sizes = ['--set=train_size=32', '--set=val_size=8', '--set=test_size=16']
+    sizes = ['--set=train_size=32', '--set=val_size=8', '--set=test_size=16', '--set=epochs=1']
     run = subprocess.run([*ATR, 'reproduce', '--profile', 'smoke', '--papers', 'baseline,3cmlf',
                           '--out', str(tmp_path/'out'), f"--set=datasets=folder:{tmp_path/'sounds'}", *folders, *sizes],
                          cwd=ROOT, capture_output=True, text=True)

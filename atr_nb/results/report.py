@@ -22,20 +22,17 @@ from .records import load_records
 from .tables import HEADINGS, in_short, signed, tables_of
 
 # %% auto #0
-__all__ = ['DPI', 'OUTCOMES', 'CLASS', 'SHAPE', 'FILES', 'ASSETS', 'PROFILES', 'CUT', 'save_figure', 'training_figure',
-           'stages_figure', 'pairwise_accuracy_figure', 'pick_queries', 'ogg', 'Examples', 'save_examples',
-           'ranks_figure', 'moves', 'gained_and_lost', 'known_numbers', 'read_results', 'fill', 'notebook_page',
-           'render']
+__all__ = ['OUTCOMES', 'CLASS', 'SHAPE', 'FILES', 'ASSETS', 'PROFILES', 'CUT', 'save_figure', 'training_figure', 'stages_figure',
+           'pairwise_accuracy_figure', 'pick_queries', 'ogg', 'Examples', 'save_examples', 'ranks_figure', 'moves',
+           'gained_and_lost', 'known_numbers', 'read_results', 'fill', 'notebook_page', 'render']
 
 # %% ../../nbs/results/73_report.ipynb #964cc7df
-DPI = 96 # of a page on a screen
-
 def save_figure(
     folder:Path|str, # reports/PROFILE/PAPER
     name:str, # file name without ending
     fig, # a matplotlib figure
     caption:str, # a sentence that describes the figure
-    ): # the picture, for a cell to show, in its own resolution: twice that of a page
+    ): # the picture, for a cell to show
     "Save a figure for the report as `figures/NAME.png`. ValueError for an empty caption or an unsuitable name."
     from IPython import display
     from PIL import Image, PngImagePlugin # comes with matplotlib
@@ -44,7 +41,7 @@ def save_figure(
         raise ValueError(f"figure name {name!r}: use letters, digits, '-' and '_'")
     drawn, small, words = io.BytesIO(), io.BytesIO(), PngImagePlugin.PngInfo()
     words.add_itxt('Description', caption)
-    fig.savefig(drawn, format='png', dpi=2*DPI, bbox_inches='tight')
+    fig.savefig(drawn, format='png', dpi=192, bbox_inches='tight')
     few = Image.open(drawn).convert('RGB').quantize(256, dither=Image.Dither.NONE)
     few.save(small, 'png', optimize=True, pnginfo=words)
     write_file(Path(folder)/'figures'/f'{name}.png', small.getvalue())
@@ -393,7 +390,7 @@ def fill(template:str, **values)->str:
 
 # %% ../../nbs/results/73_report.ipynb #27b063da
 def _described(nb, captions:dict[str, str]): # name of a figure -> its caption; the notebook is changed
-    "Give every picture in the outputs an alternative text."
+    "Give an alternative text to every picture in the outputs that has none."
     heading = ''
     for cell in nb.cells:
         if cell.cell_type == 'markdown': heading = ([heading] + re.findall(r'^#+ +(.+)$', cell.source, re.M))[-1]
@@ -401,7 +398,7 @@ def _described(nb, captions:dict[str, str]): # name of a figure -> its caption; 
         pictures = [o for o in cell.get('outputs', []) if 'image/png' in o.get('data', {})]
         for picture, caption in zip_longest(pictures, named[:len(pictures)]):
             shown = picture.setdefault('metadata', {}).setdefault('image/png', {})
-            shown['alt'] = caption or f'Figure: {heading}'
+            shown.setdefault('alt', caption or f'Figure: {heading}')
     return nb
 
 # %% ../../nbs/results/73_report.ipynb #82cc9f91
