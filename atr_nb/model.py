@@ -31,7 +31,9 @@ def fill_padding(
     value:float=0., # what padding becomes
     )->Tensor: # (B, T, d); the tokens themselves where there is no padding
     "The tokens, with one constant value at all padded positions."
-    return tokens if mask.all() else tokens.masked_fill(~mask[..., None], value)
+    if mask.all(): return tokens
+    padding = (~mask).flatten().nonzero().squeeze(1) # on a CPU, three times as fast as `masked_fill`
+    return tokens.flatten(0, 1).index_fill(0, padding, value).view(tokens.shape)
 
 def _mean(tokens:Tensor, mask:Tensor)->Tensor: # (B, d)
     return fill_padding(tokens, mask).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
@@ -75,19 +77,27 @@ def positions(
     return torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1)
 
 # %% ../nbs/01_model.ipynb #9494be42
-def _cat_rows(parts:list[Tensor|None])->Tensor|None: # `parts` is empty afterwards: each is freed when it is copied
-    "Concatenate along the batch; zeros (False for a mask) fill dimension 1 up to the longest part. None stays None."
-    if parts[0] is None: return None
-    length = max(p.shape[1] for p in parts)
-    joined = parts[0].new_empty(sum(map(len, parts)), length, *parts[0].shape[2:])
-    start = 0
-    while parts:
-        part = parts.pop(0)
-        rows = joined[start:start + len(part)]
-        rows[:, :part.shape[1]] = part
-        rows[:, part.shape[1]:] = 0
-        start += len(part)
+def _put(
+    joined:Tensor|None, # all rows; filled up to `start`. None: begin
+    part:Tensor|None, # a batch; None stays None
+    start:int, # its first row
+    rows:int, # of all batches
+    )->Tensor|None: # `joined`, or a wider copy
+    "Copy a batch into its rows. Zeros (False for a mask) fill dimension 1 up to the longest batch so far."
+    if part is None: return None
+    if joined is None: joined = part.new_empty(rows, *part.shape[1:])
+    width = joined.shape[1]
+    if part.shape[1] > width:
+        filled, joined = joined[:start], part.new_empty(rows, *part.shape[1:])
+        joined[:start, :width] = filled
+        joined[:start, width:] = 0
+    joined[start:start + len(part), :part.shape[1]] = part
+    joined[start:start + len(part), part.shape[1]:] = 0
     return joined
+
+def _put_all(joined:list[Tensor|None]|None, part:Encoded, start:int, rows:int)->list[Tensor|None]: # as for `_put`
+    fields = part.pooled, part.tokens, part.mask, *part.levels
+    return [_put(so_far, field, start, rows) for so_far, field in zip(joined or len(fields) * [None], fields)]
 
 # %% ../nbs/01_model.ipynb #9ebacdc6
 @dataclass
@@ -123,11 +133,21 @@ class Encoded:
         return Encoded(self.pooled, self.levels[k], self.levels[k].any(2)).trimmed()
 
     @staticmethod
-    def cat(parts:Iterable[Encoded])->Encoded:
-        "Stack batches of different lengths into one; shorter ones get padded and masked."
-        fields = [list(field) for field in zip(*((p.pooled, p.tokens, p.mask, *p.levels)
-                                                 for p in (p.masked() for p in parts)))]
-        pooled, tokens, mask, *levels = map(_cat_rows, fields)
+    def cat(
+        parts:Iterable[Encoded],
+        rows:int|None=None, # of all parts together; where it is given, only one part exists at a time
+        )->Encoded:
+        "Stack batches of different lengths into one; shorter ones get padded and masked. ValueError for other rows."
+        if rows is None:
+            parts = list(parts)
+            rows = sum(map(len, parts))
+        joined, start = None, 0
+        for part in parts:
+            joined = _put_all(joined, part.masked(), start, rows)
+            start += len(part)
+            del part # freed before the next one is made
+        if start != rows: raise ValueError(f'Encoded.cat: {start} rows came, but rows={rows}')
+        pooled, tokens, mask, *levels = joined
         return Encoded(pooled, tokens, mask, tuple(levels))
 
 # %% ../nbs/01_model.ipynb #354b3863
@@ -186,10 +206,14 @@ class Precomputed(Encoder):
         features:Tensor, # (B, T, width)
         mask:Tensor|None=None, # True where valid (B, T)
         )->Encoded: # the same as tokens, and their pooled vector
+        return Encoded(self.pool(self.checked(features), mask), features, mask)
+
+    def checked(self, features:Tensor)->Tensor: # the same
+        "ValueError for features of another width."
         if features.shape[-1] != self.width:
             raise ValueError(f"features of width {features.shape[-1]}, but {self.width} were expected: "
                              "they come from another encoder; extract them again")
-        return Encoded(self.pool(features, mask), features, mask)
+        return features
 
 # %% ../nbs/01_model.ipynb #42a4d7bc
 def freeze(module:nn.Module)->nn.Module:

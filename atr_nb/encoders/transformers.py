@@ -202,6 +202,5 @@ class StoredBlocks(Precomputed):
     def fingerprint(self)->str: return f'{super().fingerprint()}-{len(self.level_widths)}'
 
     def forward(self, features:Tensor, mask:Tensor|None=None)->Encoded: # pooled and tokens of the last block
-        e = super().forward(features, mask)
-        levels = e.tokens.split(self.level_widths, dim=2)
-        return Encoded(e.pooled.split(self.level_widths, dim=1)[-1], levels[-1], e.mask, levels)
+        levels = self.checked(features).split(self.level_widths, dim=2)
+        return Encoded(self.pool(levels[-1], mask), levels[-1], mask, levels)

@@ -31,30 +31,32 @@ def evaluating(model:nn.Module):
 def _device(model:nn.Module)->torch.device:
     return next((p.device for p in model.parameters()), torch.device('cpu'))
 
+def _batch(encode, x:Tensor, mask:Tensor|None, what:str)->Encoded:
+    e = encode(x, mask)
+    if len(e) != len(x): raise ValueError(
+        f"the model encoded a batch of {len(x)} {what} as {len(e)} rows; it must return one row for each")
+    return e.masked().detach().to('cpu')
+
 def _encoded(encode, inputs, batch_size:int, device, what:str)->Iterator[Encoded]:
     "All of `inputs` through `encode`, batch by batch, on the CPU."
     batches = torch.arange(len(inputs)).split(batch_size)
     for rows in tqdm(batches, desc=f'encoding {what}', leave=False, delay=2, disable=None):
-        x, mask = inputs.gather(rows)
-        e = encode(x.to(device), None if mask is None else mask.to(device))
-        if len(e) != len(rows):
-            raise ValueError(f"the model encoded a batch of {len(rows)} {what} as {len(e)} rows; "
-                             "it must return one row for each")
-        yield e.masked().detach().to('cpu')
+        yield _batch(encode, *(None if x is None else x.to(device) for x in inputs.gather(rows)), what)
     if torch.device(device).type == 'cuda': torch.cuda.synchronize(device) # copies to the CPU may still be under way
 
 # %% ../../nbs/evaluation/41_scoring.ipynb #693def55
 def encode_all(
     model:RetrievalModel,
     pairs, # has `audio` and `text` inputs with `len` and `gather`, as data.batches.Pairs
-    batch_size:int=256, # clips or captions at a time
+    batch_size:int=64, # clips or captions at a time
     device=None, # where the inputs are sent; the model's device by default
     )->tuple[Encoded, Encoded]: # audio (clips, ...), text (captions, ...), both on the CPU
     "Encode every clip and every caption once, in evaluation mode. Tokens are kept only if the model returns them."
     device = device or _device(model)
     with evaluating(model):
-        return (Encoded.cat(_encoded(model.encode_audio, pairs.audio, batch_size, device, 'clips')),
-                Encoded.cat(_encoded(model.encode_text, pairs.text, batch_size, device, 'captions')))
+        return tuple(Encoded.cat(_encoded(encode, inputs, batch_size, device, what), len(inputs))
+                     for encode, inputs, what in ((model.encode_audio, pairs.audio, 'clips'),
+                                                  (model.encode_text, pairs.text, 'captions')))
 
 # %% ../../nbs/evaluation/41_scoring.ipynb #088e8e76
 ALIVE = 4 # copies that exist at a time: the grid, its masked copy, a softmax, their product
@@ -149,7 +151,7 @@ def level_scores(
 def evaluate(
     model:RetrievalModel,
     pairs, # test set: `audio`, `text` and `clip_of_caption`, as data.batches.Pairs
-    batch_size:int=256, # clips or captions encoded at a time
+    batch_size:int=64, # clips or captions encoded at a time
     budget:int|None=None, # bytes for comparing one block; None: as `BUDGET` says for the model's device
     device=None, # where the inputs are sent; the model's device by default
     )->tuple[Tensor, dict]: # scores (clips, captions) and `retrieval_metrics` of them

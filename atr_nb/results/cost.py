@@ -66,16 +66,17 @@ def _untrained(method:str, options:dict, size:Size)->tuple: # the model, its cli
     model = create(method, audio=Precomputed(WIDTH, 'mean'), text=text, **({'width': size.width} | options)).eval()
     noise = SimpleNamespace(audio=_Noise(size.clips, size.frames, WIDTH),
                             text=_Noise(size.captions, size.words, text.width))
-    return model, *encode_all(model, noise, batch_size=160)
+    return model, *encode_all(model, noise)
 
 def _measured(method:str, options:dict, size:Size, work:int)->dict:
     "The measurement itself, in the process that calls it."
-    model, audio, text = _untrained(method, options, size)
     before = _best_product(size.width)
+    model, audio, text = _untrained(method, options, size)
     seconds = _seconds(lambda: score_all(model, audio, text))
+    memory = peak_memory_mb(torch.device('cpu'))
     best, reached = max(before, _best_product(size.width)), work / seconds
     return {'seconds': seconds, 'machine GFLOP/s': best / 1e9, 'scoring GFLOP/s': reached / 1e9,
-            'share of peak': reached / best, 'peak memory MB': peak_memory_mb(torch.device('cpu'))}
+            'share of peak': reached / best, 'peak memory MB': memory}
 
 # %% ../../nbs/results/75_cost.ipynb #258927c4
 def scoring_cost(
