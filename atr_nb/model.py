@@ -133,9 +133,7 @@ class Encoded:
         return Encoded(self.pooled, self.levels[k], self.levels[k].any(2)).trimmed()
 
     @staticmethod
-    def cat(
-        parts:Iterable[Encoded],
-        rows:int|None=None, # of all parts together; where it is given, only one part exists at a time
+    def cat(parts:Iterable[Encoded], rows:int|None=None, # of all parts; if given, only one part exists at a time
         )->Encoded:
         "Stack batches of different lengths into one; shorter ones get padded and masked. ValueError for other rows."
         if rows is None:
