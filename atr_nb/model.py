@@ -95,9 +95,15 @@ def _put(
     joined[start:start + len(part), part.shape[1]:] = 0
     return joined
 
-def _put_all(joined:list[Tensor|None]|None, part:Encoded, start:int, rows:int)->list[Tensor|None]: # as for `_put`
-    fields = part.pooled, part.tokens, part.mask, *part.levels
-    return [_put(so_far, field, start, rows) for so_far, field in zip(joined or len(fields) * [None], fields)]
+def _join(parts:Iterable[Encoded], rows:int)->list[Tensor|None]: # pooled, tokens, mask and levels of all parts
+    joined, start = None, 0
+    for part in parts:
+        fields = part.pooled, part.tokens, part.masked().mask, *part.levels
+        joined = [_put(so_far, field, start, rows) for so_far, field in zip(joined or len(fields) * [None], fields)]
+        start += len(part)
+        del part, fields # freed before the next one is made
+    if start != rows: raise ValueError(f'Encoded.cat: {start} rows came, but rows={rows}')
+    return joined
 
 # %% ../nbs/01_model.ipynb #9ebacdc6
 @dataclass
@@ -139,13 +145,7 @@ class Encoded:
         if rows is None:
             parts = list(parts)
             rows = sum(map(len, parts))
-        joined, start = None, 0
-        for part in parts:
-            joined = _put_all(joined, part.masked(), start, rows)
-            start += len(part)
-            del part # freed before the next one is made
-        if start != rows: raise ValueError(f'Encoded.cat: {start} rows came, but rows={rows}')
-        pooled, tokens, mask, *levels = joined
+        pooled, tokens, mask, *levels = _join(parts, rows)
         return Encoded(pooled, tokens, mask, tuple(levels))
 
 # %% ../nbs/01_model.ipynb #354b3863
