@@ -70,7 +70,7 @@ def _untrained(method:str, options:dict, size:Size)->tuple: # the model, its cli
 
 def _measured(method:str, options:dict, size:Size, work:int)->dict:
     "The measurement itself, in the process that calls it."
-    before = _best_product(size.width)
+    before = _best_product(size.width) # first, so that its matrices do not count as memory of the scoring
     model, audio, text = _untrained(method, options, size)
     seconds = _seconds(lambda: score_all(model, audio, text))
     memory = peak_memory_mb(torch.device('cpu'))

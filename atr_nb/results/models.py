@@ -272,7 +272,8 @@ def similarity(self:Retriever, sounds:list, texts:list[str])->np.ndarray: # (sou
     "The method's own similarity of sounds and sentences, its second look included."
     waves = self.waves(sounds)
     batches = batches_of([len(w) for w in waves], round(BATCH_SECONDS * self.sample_rate))
-    heard, text = Encoded.cat([self.hear([waves[i] for i in b]) for b in batches]), self.read(texts)
+    heard = Encoded.cat((self.hear([waves[i] for i in b]) for b in batches), len(waves))
+    text = self.read(texts)
     audio = heard[torch.tensor(sum(batches, [])).argsort().to(self.device)]
     return _scores(self.model, audio, text).float().cpu().numpy()
 
