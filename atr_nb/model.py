@@ -141,7 +141,7 @@ class Encoded:
     @staticmethod
     def cat(parts:Iterable[Encoded], rows:int|None=None, # of all parts; if given, only one part exists at a time
         )->Encoded:
-        "Stack batches of different lengths into one; shorter ones get padded and masked. ValueError if `rows` is wrong."
+        "Stack batches into one; shorter ones get padded and masked. ValueError if `rows` is wrong."
         if rows is None:
             parts = list(parts)
             rows = sum(map(len, parts))
