@@ -41,9 +41,9 @@ def save_figure(
         raise ValueError(f"figure name {name!r}: use letters, digits, '-' and '_'")
     drawn, small, words = io.BytesIO(), io.BytesIO(), PngImagePlugin.PngInfo()
     words.add_itxt('Description', caption)
-    fig.savefig(drawn, format='png', dpi=192, bbox_inches='tight')
+    fig.savefig(drawn, format='png', dpi=192, bbox_inches='tight', pil_kwargs=dict(compress_level=0))
     few = Image.open(drawn).convert('RGB').quantize(256, dither=Image.Dither.NONE)
-    few.save(small, 'png', optimize=True, pnginfo=words)
+    few.save(small, 'png', compress_level=7, pnginfo=words) # 9 takes five times as long for 2% less
     write_file(Path(folder)/'figures'/f'{name}.png', small.getvalue())
     return display.Image(small.getvalue(), width=few.width // 2, alt=caption)
 
