@@ -1,6 +1,6 @@
 # make reproduce   run the reproduction notebooks, render their tables into reports/
 #                  PROFILE=embedded PAPERS=all SEEDS=0,1 DEVICE=cpu OUT=reports FORCE=1, all optional
-# make test        undefined names, every notebook as a test, then pytest, three at a time
+# make test        undefined names, every notebook as a test, and pytest beside it
 # make docs        the notebooks as a web site in _docs/
 # make lab         JupyterLab on the notebooks
 # make readme      nbs/index.ipynb run again, and README.md from it
@@ -23,7 +23,7 @@ ifneq ($(UNKNOWN),)
 $(error unknown variable $(UNKNOWN); known are: $(KNOWN))
 endif
 
-.PHONY: help reproduce test docs lab readme picture export
+.PHONY: help reproduce test test-notebooks test-package docs lab readme picture export
 help:
 	@sed -n 's/^# \{0,1\}//p; /^$$/q' Makefile
 
@@ -41,12 +41,19 @@ reproduce: $(READY)
 	  $(if $(DEVICE),--device "$(DEVICE)") $(if $(OUT),--out "$(OUT)") $(if $(FORCE),--force)
 
 # The notebooks in reproduce/ run with their smallest profile in tests/test_cli.py; two guides are measurements of an hour.
+# Notebooks and pytest side by side, so that no core is idle while one of them waits for its longest test.
 test: export HF_HUB_OFFLINE = 1
+test: export OMP_NUM_THREADS = 1
 test: $(READY)
 	$(BIN)/ruff check --quiet --no-cache --select F atr_nb
-	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 3 --timing --skip-folder-re '^([_.].*|reproduce)$$' \
+	@$(MAKE) --no-print-directory --keep-going --jobs 2 test-notebooks test-package
+
+test-notebooks:
+	$(BIN)/nbdev-test --n-workers 2 --timing --skip-folder-re '^([_.].*|reproduce)$$' \
 	  --skip-file-re '^([_.].*|benchmarks.*|difficulty.*)$$'
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile
+
+test-package:
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile
 
 # Beside the old site first, so that a site which cannot be made does not cost the one that is there.
 docs: $(SITE)

@@ -9,7 +9,7 @@ from nbformat import write
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 os.environ['HF_HUB_OFFLINE'] = '1'
-for name in ('ATR_NB_CACHE', 'ATR_NB_RUNS'): os.environ.pop(name, None)
+for name in ('ATR_NB_CACHE', 'ATR_NB_RUNS', 'MAKEFLAGS', 'MAKELEVEL'): os.environ.pop(name, None)
 ROOT = Path(__file__).resolve().parent.parent
 
 
