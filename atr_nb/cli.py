@@ -143,12 +143,14 @@ KERNEL = ['--log-level=CRITICAL', # kernels complain on our terminal otherwise
           '--IPKernelApp.exec_lines=import gc',
           '--IPKernelApp.exec_lines=gc.set_threshold(100_000, 20, 100)'] # seldom
 
-def _papermill(notebook, running, parameters, progress, cwd):
+def _papermill(notebook, running, parameters, progress, cwd, ahead):
     from papermill import execute_notebook
+    from atr_nb.kernels import KernelManager
+    manager = dict(kernel_manager_class=KernelManager) if ahead else {}
     for noisy in ('papermill', 'asyncio'): logging.getLogger(noisy).setLevel(logging.CRITICAL) # what matters is raised
     execute_notebook(notebook, running, parameters, kernel_name='python3', language='python', cwd=cwd,
                      start_timeout=180, extra_arguments=KERNEL, progress_bar=False, stderr_file=progress,
-                     on_cell_start=progress.cell_start, on_cell_executed=progress.cell_done)
+                     on_cell_start=progress.cell_start, on_cell_executed=progress.cell_done, **manager)
 
 def _settle(running:Path, target:Path, source:Path, root:Path)->None: # a notebook gets its real name
     import nbformat
@@ -162,6 +164,7 @@ def execute(
     progress:Progress,
     cwd:Path, # working directory of the kernel
     locks:Path, # the folder of the locks
+    ahead:bool=False, # whether `import_ahead` was called
     )->Path: # the executed notebook
     "Run one notebook through papermill, put it in its place, or raise what went wrong"
     folder.mkdir(parents=True, exist_ok=True)
@@ -169,7 +172,7 @@ def execute(
     with alone(folder, locks, progress.say):
         failed.unlink(missing_ok=True)
         try:
-            _papermill(notebook, running, parameters, progress, cwd)
+            _papermill(notebook, running, parameters, progress, cwd, ahead)
             _settle(running, done, notebook, cwd)
         except Exception as e:
             with suppress(Exception): _settle(running, failed, notebook, cwd) # a full disk may have no room for it
@@ -189,6 +192,12 @@ def without_collection():
         gc.enable()
 
 # %% ../nbs/80_cli.ipynb #e9580935
+def _import_ahead()->bool: # whether this machine can
+    from atr_nb.kernels import import_ahead
+    from atr_nb.processes import can_fork
+    if can_fork(): import_ahead()
+    return can_fork()
+
 def _begin()->None: # of the process that plans
     gc.disable() # it soon ends
     import torch
@@ -199,18 +208,18 @@ def _asked(*what)->list: # in a process of its own
     from atr_nb.results.plan import plans
     return plans(*what)
 
-def _planned(notebooks:dict[str, Path], setup, given:dict)->list: # setup: a `Setup`; returns `Plan`s
+def _training(notebooks:dict[str, Path])->dict[str, Path]: # those that train something
+    return {name: file for name, file in notebooks.items() if 'Experiment(' in file.read_text(encoding='utf-8')}
+
+def _planned(notebooks:dict[str, Path], setup, given:dict, ahead:bool)->list: # setup: a `Setup`; returns `Plan`s
     "What each notebook will have to do, and all together."
     from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
     from multiprocessing import get_context
-    from atr_nb.processes import can_fork
-    training = {name: file for name, file in notebooks.items() if 'Experiment(' in file.read_text(encoding='utf-8')}
-    if not training: return []
+    if not notebooks: return []
     given = parameters(setup.settings, given) | dict(jobs=setup.jobs) # here, where all threads can be counted
-    how = get_context('fork' if can_fork() else 'spawn') # a fork has imported already what this process has
     try:
-        with ProcessPoolExecutor(1, how, _begin) as process:
-            return process.submit(_asked, training, setup.settings, given).result()
+        with ProcessPoolExecutor(1, get_context('forkserver' if ahead else 'spawn'), _begin) as process:
+            return process.submit(_asked, notebooks, setup.settings, given).result()
     except BrokenExecutor as e:
         print(f'no plan: {e}', file=sys.stderr)
         return []
@@ -256,13 +265,14 @@ def _blame(name, progress, error, folder)->str: # one line for one failure
     see = f'; see {failed}' if failed.exists() else ''
     return f'FAILED {name}, at "{progress.heading}": {kind}: {told(text[0]) if text else ""}{see}'
 
-def _execute_all(notebooks:dict[str, Path], settings:Settings, given:dict, progress:Progress)->list[str]: # failures
+def _execute_all(notebooks:dict[str, Path], settings:Settings, given:dict, progress:Progress, ahead:bool
+                 )->list[str]: # failures
     "Run notebooks one after another; one that fails does not stop the others."
-    failures = []
+    failures, locks = [], settings.runs/'locks'
     for name, notebook in notebooks.items():
         progress.notebook(name)
         folder = settings.out/settings.profile/name
-        try: execute(notebook, folder, parameters(settings, given), progress, settings.root, settings.runs/'locks')
+        try: execute(notebook, folder, parameters(settings, given), progress, settings.root, locks, ahead)
         except Exception as e:
             failures.append(_blame(name, progress, e, folder))
             progress.bar.write(failures[-1], file=sys.stderr)
@@ -276,19 +286,21 @@ def reproduce(args:Namespace)->int: # 0, or 1 if anything failed
     settings = load(given.pop('profile', args.profile), **given)
     found = notebooks(Path(args.notebooks) if args.notebooks else settings.root/'nbs'/'reproduce')
     names = choose(args.papers, found)
+    training = _training({n: found[n] for n in names})
     with without_collection():
+        ahead = bool(training) and _import_ahead()
         from atr_nb.results.setup import Setup # takes seconds; a mistake above is told at once
         setup = Setup(settings) # checks what they name
     sources = [c.source for n in names for c in read_notebook(found[n]).cells if c.cell_type == 'code']
     folders = settings.cache, settings.runs, settings.out/settings.profile
     if not args.plan:
         for folder in folders: folder.mkdir(parents=True, exist_ok=True)
-    plans = _planned({n: found[n] for n in names}, setup, given)
+    plans = _planned(training, setup, given, ahead)
     print(*plans, sep='\n', end='\n' if plans else '', file=sys.stdout if args.plan else sys.stderr)
     if args.plan: return int(any(plan.failed for plan in plans))
     cells = sum(bool(s.strip()) for s in sources) + len(names) # one is injected into each notebook
     progress = Progress(cells, {plan.paper: plan.seconds for plan in plans})
-    failures = _execute_all({n: found[n] for n in names}, settings, given, progress)
+    failures = _execute_all({n: found[n] for n in names}, settings, given, progress, ahead)
     try: _render(settings)
     except Exception as e: failures.append(f'FAILED report: {type(e).__name__}: {told(str(e))}')
     done = f'{len(names)} notebook{"s" * (len(names) > 1)}, {time.time() - start:.0f} s'

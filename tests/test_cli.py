@@ -304,17 +304,20 @@ def test_other_folders(paper, project, tmp_path):
     assert (project/'there'/'embedded'/'toy'/'notebook.ipynb').exists()
 
 
-def test_interrupt(paper, project):
-    paper('baseline', 'import os, time\nopen("kernel.pid", "w").write(str(os.getpid()))\ntime.sleep(60)')
+@pytest.mark.parametrize('training', ['', '"Experiment("']) # a kernel of its own, and one that has imported already
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGKILL])
+def test_the_kernel_ends_with_its_command(paper, project, training, number):
+    paper('baseline', f'{training}\nimport os, time\nopen("kernel.pid", "w").write(str(os.getpid()))\ntime.sleep(60)')
     listen = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) # a test run in the background inherits deaf ears
     run = subprocess.Popen([*ATR, 'reproduce'], stderr=subprocess.PIPE, text=True, preexec_fn=listen)
     deadline = time.time() + 60
     while not ((pid := project/'kernel.pid').exists() and pid.read_text()) and time.time() < deadline: time.sleep(0.1)
-    run.send_signal(signal.SIGINT)
+    run.send_signal(number)
     _, said = run.communicate(timeout=30)
-    assert run.returncode == 130 and 'Stopped.' in said and 'Traceback' not in said
-    assert not list((project/'reports').rglob('*.ipynb'))
-    with pytest.raises(ProcessLookupError): # the kernel has gone too
+    if number == signal.SIGINT:
+        assert run.returncode == 130 and 'Stopped.' in said and 'Traceback' not in said
+        assert not list((project/'reports').rglob('*.ipynb'))
+    with pytest.raises(ProcessLookupError):
         for _ in range(50): os.kill(int(pid.read_text()), 0); time.sleep(0.1)
 
 
