@@ -43,8 +43,8 @@ jobs = 2
 [embedded]
 '''
 CELL = '''from atr_nb.settings import from_parameters
-from atr_nb.results.logbook import Logbook
-lab = Logbook(from_parameters(globals()), 'baseline')
+from atr_nb.results.experiment import Experiment
+lab = Experiment(from_parameters(globals()), 'baseline')
 plan = {str(seed): dict(dataset='scenes-sparse', seed=seed) for seed in lab.settings.seeds}
 lab.ahead(plan, 'runs')
 for what in plan.values(): lab.run('main', 'NT-Xent', **what)

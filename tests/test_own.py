@@ -315,13 +315,3 @@ def test_reproduction_pages_run_to_their_end(tmp_path):
     assert run.returncode == 0, run.stderr[-3000:]
     for name in ('baseline', '3cmlf'): assert 'folder:sounds' in (tmp_path/'out'/'smoke'/name/'tables.md').read_text()
     assert str(tmp_path) not in (tmp_path/'out'/'index.html').read_text()
-
-
-# The guide
-
-def test_the_guide_says_what_its_outputs_say(tmp_path):
-    "It runs to its end, from its first cell on, in a fresh kernel"
-    from nbclient import NotebookClient
-    nb = nbformat.read(ROOT/'nbs'/'guides'/'own_sounds.ipynb', 4)
-    NotebookClient(nb, timeout=300, resources=dict(metadata=dict(path=str(ROOT/'nbs'/'guides')))).execute()
-    assert any('folder:' in o.get('data', {}).get('text/markdown', '') for c in nb.cells for o in c.get('outputs', []))
