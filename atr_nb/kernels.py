@@ -12,14 +12,12 @@ from jupyter_client import AsyncKernelManager
 from jupyter_client.provisioning import LocalProvisioner
 
 # %% auto #0
-__all__ = ['IMPORTED', 'import_ahead', 'KernelManager']
+__all__ = ['import_ahead', 'KernelManager']
 
 # %% ../nbs/79_kernels.ipynb #6b109aab
-IMPORTED = ['atr_nb.results.experiment', 'atr_nb.encoders.text', 'ipykernel.ipkernel', 'ipykernel.kernelapp']
-
 def import_ahead()->None:
     "Begin to import what pages need, in the background. Call it where `can_fork`."
-    multiprocessing.set_forkserver_preload(IMPORTED)
+    multiprocessing.set_forkserver_preload(['atr_nb.ahead'])
     forkserver.ensure_running()
 
 # %% ../nbs/79_kernels.ipynb #6b10d889

@@ -125,7 +125,7 @@ def test_a_sentence_does_not(package, parts, module):
 
 
 def test_every_module_that_can_change_a_number_is_tried():
-    aside = ('settings cli kernels pages files figures notebooks processes __init__ _modidx results.logbook '
+    aside = ('settings cli kernels ahead pages files figures notebooks processes __init__ _modidx results.logbook '
              'results.records results.tables results.claims results.report results.published results.experiment ')
     aside += ('results.auxiliary results.cost results.hearing results.levels results.compare results.choices '
               'results.plan ')

@@ -20,7 +20,7 @@ NBS, PACKAGE = ROOT/'nbs', ROOT/'atr_nb'
 NOTEBOOKS = sorted(p for p in NBS.rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
 MODULES = sorted(p for p in PACKAGE.rglob('*.py') if p.name != '_modidx.py')
 ORDER = ['words', 'settings model files figures notebooks processes', 'data', 'encoders', 'alignment', 'evaluation',
-         'training', 'methods', 'results', 'pages kernels', 'cli']
+         'training', 'methods', 'results', 'pages kernels', 'cli', 'ahead']
 MACHINE = r'/(?:root|home|Users|work|tmp)/\w[^"\\ ]*' # where somebody's files lie
 name_of = lambda p: p.relative_to(NBS).as_posix()
 
