@@ -145,8 +145,10 @@ KERNEL = ['--log-level=CRITICAL', # kernels complain on our terminal otherwise
 
 def _papermill(notebook, running, parameters, progress, cwd, ahead):
     from papermill import execute_notebook
-    from atr_nb.kernels import KernelManager
-    manager = dict(kernel_manager_class=KernelManager) if ahead else {}
+    manager = {}
+    if ahead:
+        from atr_nb.kernels import KernelManager
+        manager = dict(kernel_manager_class=KernelManager)
     for noisy in ('papermill', 'asyncio'): logging.getLogger(noisy).setLevel(logging.CRITICAL) # what matters is raised
     execute_notebook(notebook, running, parameters, kernel_name='python3', language='python', cwd=cwd,
                      start_timeout=180, extra_arguments=KERNEL, progress_bar=False, stderr_file=progress,
