@@ -197,8 +197,9 @@ def without_collection():
 def _import_ahead()->bool: # whether this machine can
     from atr_nb.kernels import import_ahead
     from atr_nb.processes import can_fork
-    if can_fork(): import_ahead()
-    return can_fork()
+    able = can_fork()
+    if able: import_ahead()
+    return able
 
 def _begin()->None: # of the process that plans
     gc.disable() # it soon ends

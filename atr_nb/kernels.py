@@ -6,6 +6,7 @@
 from __future__ import annotations
 import multiprocessing, os
 from multiprocessing import forkserver
+from multiprocessing.context import ForkServerProcess
 from threading import Thread
 from uuid import uuid4
 from jupyter_client import AsyncKernelManager
@@ -40,27 +41,24 @@ def _be_kernel(
     IPKernelApp.launch_instance(arguments)
 
 # %% ../nbs/79_kernels.ipynb #6b111667
-class _Copy:
-    "A process of `multiprocessing`, to be handled like a `Popen`."
+class _Copy(ForkServerProcess):
+    "A copy, to be handled like a `Popen`."
     stdin = stdout = stderr = None
 
-    def __init__(self, process:multiprocessing.Process): self.process, self.pid = process, process.pid
-    def poll(self)->int|None: return self.process.exitcode
+    def poll(self)->int|None: return self.exitcode
     def send_signal(self, number:int)->None: os.kill(self.pid, number)
-    def terminate(self)->None: self.process.terminate()
-    def kill(self)->None: self.process.kill()
 
     def wait(self)->int:
-        self.process.join()
-        return self.process.exitcode
+        self.join()
+        return self.exitcode
 
 class _Copies(LocalProvisioner):
     "Starts kernels as copies."
     async def launch_kernel(self, cmd:list[str], **options)->dict: # how to connect
         what = cmd[cmd.index('-f'):], str(options.get('cwd', os.getcwd())), options['env']
-        process = multiprocessing.get_context('forkserver').Process(target=_be_kernel, args=what)
-        process.start()
-        self.process, self.pid, self.pgid, self.cwd = _Copy(process), process.pid, process.pid, what[1]
+        self.process, self.cwd = _Copy(target=_be_kernel, args=what), what[1]
+        self.process.start()
+        self.pid = self.pgid = self.process.pid # its session is its own
         return self.connection_info
 
 class KernelManager(AsyncKernelManager):

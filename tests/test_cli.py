@@ -312,8 +312,9 @@ def lives(pid):
 
 
 @pytest.mark.parametrize('training', ['', '"Experiment("']) # a kernel of its own, and one that has imported already
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGKILL])
-def test_the_kernel_ends_with_its_command(paper, project, training, number):
+@pytest.mark.parametrize('number, seconds', [(signal.SIGINT, 5), (signal.SIGKILL, 20)])
+def test_interrupted_or_killed(paper, project, training, number, seconds):
+    "The kernel ends with its command"
     paper('baseline', f'{training}\nimport os, time\nopen("kernel.pid", "w").write(str(os.getpid()))\ntime.sleep(60)')
     listen = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) # a test run in the background inherits deaf ears
     run = subprocess.Popen([*ATR, 'reproduce'], stderr=subprocess.PIPE, text=True, preexec_fn=listen)
@@ -324,7 +325,7 @@ def test_the_kernel_ends_with_its_command(paper, project, training, number):
     if number == signal.SIGINT:
         assert run.returncode == 130 and 'Stopped.' in said and 'Traceback' not in said
         assert not list((project/'reports').rglob('*.ipynb'))
-    deadline = time.time() + 20
+    deadline = time.time() + seconds
     while lives(int(pid.read_text())) and time.time() < deadline: time.sleep(0.1)
     assert not lives(int(pid.read_text()))
 

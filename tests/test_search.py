@@ -236,15 +236,15 @@ def test_pushed_to_the_hub(model, monkeypatch):
     assert sent == ['README.md', 'config.json', 'model.safetensors']
 
 
-@pytest.mark.parametrize('query, limit', [(['a dog'], 3.5), (['--like', 'dog.wav'], 1)])
+@pytest.mark.parametrize('query, limit', [(['a dog'], 2.5), (['--like', 'dog.wav'], 1)])
 def test_cold_start(library, query, limit):
     "Until an answer, in units of importing torch; a sound needs no text encoder, so transformers is not imported"
     Search.build(library)
     timed = ('from time import process_time as now; begun = now(); import torch; torch = now() - begun; '
              'from atr_nb.cli import main; begun = now(); '
              f'main(["search", *{query!r}, "--in", {str(library)!r}]); print((now() - begun)/torch)')
-    run = subprocess.run([sys.executable, '-c', timed], capture_output=True, text=True, check=True)
-    assert float(run.stdout.splitlines()[-1]) < limit
+    run = lambda: subprocess.run([sys.executable, '-c', timed], capture_output=True, text=True, check=True).stdout
+    assert min(float(run().splitlines()[-1]) for _ in range(2)) < limit
 
 
 @pytest.mark.parametrize('method', ['tha_dcr', 'diffatr'])
