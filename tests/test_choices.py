@@ -13,8 +13,9 @@ from atr_nb.methods.diffatr import DiffATR
 from atr_nb.methods.hci_ac import HCI
 from atr_nb.methods.mgrl import MGRL
 from atr_nb.methods.tha_dcr import THA
-from atr_nb.results.choices import REPORTS, choices_of, chosen, declaring, first_written
+from atr_nb.results.choices import choices_of, chosen, declaring, first_written
 from atr_nb.results.experiment import mined
+from atr_nb.results.records import REPORTS
 from atr_nb.settings import load
 
 

@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from atr_nb.data import features
 from atr_nb.files import load_json
 from atr_nb.results import runs
-from atr_nb.results.logbook import Logbook
+from atr_nb.results.experiment import Experiment
 from atr_nb.results.records import load_ranks, load_records
 from atr_nb.settings import load
 
@@ -130,7 +130,7 @@ def damage(file, lot):
 def again(folder):
     "The numbers of the same run in a process that has opened nothing yet, as far as the cache knows"
     features._opened.clear()
-    lab = Logbook(load(cache=str(folder/'cache'), runs=str(folder/'runs'), out=str(folder/'reports')), 'baseline')
+    lab = Experiment(load(cache=str(folder/'cache'), runs=str(folder/'runs'), out=str(folder/'reports')), 'baseline')
     for seed in lab.settings.seeds: lab.run('main', 'NT-Xent', 'scenes-sparse', seed)
     lab.save()
 
@@ -166,7 +166,7 @@ def small(undisturbed, tmp_path, monkeypatch):
     each as in a process that has made nothing yet"""
     project(tmp_path)
     monkeypatch.chdir(tmp_path)
-    return lambda: Logbook(load(cache=str(undisturbed[0]/'cache'), runs=str(tmp_path/'runs'), epochs=3), 'baseline')
+    return lambda: Experiment(load(cache=str(undisturbed[0]/'cache'), runs=str(tmp_path/'runs'), epochs=3), 'baseline')
 
 
 @pytest.mark.parametrize('make', [make_run, make_trial])

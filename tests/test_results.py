@@ -13,7 +13,6 @@ from atr_nb.evaluation.significance import verdict
 from atr_nb.files import save_arrays, sealed, write_file
 from atr_nb.results import claims as C, published as P, records as K, report as R, tables as T
 from atr_nb.results.experiment import Experiment
-from atr_nb.results.logbook import Logbook
 from atr_nb.settings import load
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -242,7 +241,7 @@ def test_damaged_ranks_are_refused(tmp_path):
 def test_ties_count_alike_in_metrics_and_claims(tmp_path):
     """From scores to files to verdicts: a constant matrix and doubled clips are judged,
     and by the numbers in the records"""
-    lab = Logbook(load('smoke', cache=str(tmp_path/'cache'), out=str(tmp_path/'reports')), 'baseline')
+    lab = Experiment(load('smoke', cache=str(tmp_path/'cache'), out=str(tmp_path/'reports')), 'baseline')
     clips = Scenes('sparse', 'test', 32)
     lab.add(Pairs(range(32), range(160), clips.clip_of_caption, clips))
     noisy = torch.randn(32, 160, generator=torch.Generator().manual_seed(0))
@@ -577,7 +576,7 @@ def test_peak_memory_is_of_the_process_itself():
 def test_rows_of_a_sweep_stand_as_given_whatever_is_run_first(tmp_path):
     class Noted(Experiment):
         def run(self, table, row, dataset, seed, **what):
-            return self._note(table, row, dict(run='', dataset=dataset, seed=seed), {})
+            return self.note(table, row, dict(run='', dataset=dataset, seed=seed), {}, None)
         def save(self): pass
         def table(self, name): return [(r['dataset'], r['row']) for r in self.records if r['table'] == name]
     lab = Noted(load('smoke', out=str(tmp_path)), 'baseline')

@@ -251,10 +251,10 @@ def test_cold_start(library, query, limit):
 def test_methods_that_look_twice(library, tmp_path, features, method):
     "Blocks of the text encoder are found by their fingerprint; a second look takes as many candidates as there are"
     from atr_nb.results.blocks import Blocks
-    from atr_nb.results.logbook import Logbook
+    from atr_nb.results.experiment import Experiment
     from atr_nb.settings import load
     places = dict(cache=str(features)) | {key: str(tmp_path/key) for key in ('runs', 'out')}
-    lab = Logbook(load('smoke', **places, datasets='scenes-sparse', epochs=1), method)
+    lab = Experiment(load('smoke', **places, datasets='scenes-sparse', epochs=1), method)
     what = dict(setup=Blocks(lab)) if method == 'tha_dcr' else dict(options=dict(candidates=8))
     record = lab.run('main', method, 'scenes-sparse', 0, method=method, **what)
     model = Retriever.from_run(record['run'], lab.settings)

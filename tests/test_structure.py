@@ -59,9 +59,9 @@ def test_nothing_imports_from_a_room_below(path):
 
 
 @pytest.mark.parametrize('way', [
-    'setup runs logbook experiment', 'records tables claims report experiment', 'records runs'])
+    'setup runs experiment', 'records logbook runs', 'records tables claims report experiment'])
 def test_from_the_setup_to_the_report_leads_one_way(way):
-    "The last one: whoever reads records does not need what trains."
+    "The second one: whoever reads or notes records does not need what trains."
     way = way.split()
     for k, name in enumerate(way):
         later = {f'atr_nb.results.{n}' for n in way[k + 1:]}

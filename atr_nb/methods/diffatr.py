@@ -378,7 +378,7 @@ def diffatr_row(
     regime:str='two-stage', # one of `REGIMES`
     rate:float=1, # times the learning rate of the settings
     **options, # of `DiffATR`
-    )->dict: # arguments for `Logbook.run` and `Runs.trial`
+    )->dict: # arguments for `Experiment.run` and `Runs.trial`
     "A base and a generator, trained for as many epochs in all as the settings say."
     recipe = diffatr_recipe(lab.model('diffatr', options, seed), lab.recipe(rate=rate), regime)
     return dict(method='diffatr', options=options, recipe=recipe)

@@ -156,7 +156,7 @@ class Captioned(Setup):
 @patch
 def row(self:Captioned,
     same_steps:bool=True, # as many steps as without further pairs, so fewer epochs; else as many epochs
-    **what, # arguments of `Logbook.run`, with a recipe of one stage
+    **what, # arguments of `Experiment.run`, with a recipe of one stage
     )->Callable[[str, int], dict]: # for `sweep`
     "A row that is trained and measured with these captions."
     stage = what['recipe'].stages[0]

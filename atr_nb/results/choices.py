@@ -10,17 +10,18 @@ from importlib import import_module
 from pathlib import Path
 import numpy as np, pandas as pd
 from fastcore.basics import patch
-from ..files import PACKAGE, Damaged, sealed, unsealed, write_file
+from ..files import Damaged, sealed, unsealed, write_file
 from ..methods import names
-from .logbook import Logbook
+from .experiment import Experiment
+from .records import REPORTS
 from .runs import TRIAL, Runs
 from .setup import Setup
 from ..settings import Settings
 from ..words import one_of, word
 
 # %% auto #0
-__all__ = ['REPORTS', 'choices_of', 'declaring', 'first_written', 'draw', 'as_row', 'try_all', 'Search', 'scores', 'marginals',
-           'winner', 'standings', 'trials_figure', 'write_chosen', 'chosen', 'chosen_table']
+__all__ = ['choices_of', 'declaring', 'first_written', 'draw', 'as_row', 'try_all', 'Search', 'scores', 'marginals', 'winner',
+           'standings', 'trials_figure', 'write_chosen', 'chosen', 'chosen_table']
 
 # %% ../../nbs/results/79_choices.ipynb #f7f2aa0c
 def _class(method:str)->type: return import_module(f'atr_nb.methods.{method}').Method
@@ -62,7 +63,7 @@ def as_row(
     method:str,
     values:dict, # option -> value, as drawn or chosen
     **fixed, # further options, which are not tried; they take precedence over `values`
-    )->dict: # arguments of `Runs.trial` and `Logbook.run`
+    )->dict: # arguments of `Runs.trial` and `Experiment.run`
     "A setting as options and recipe. Values that the method's class does not take are ignored here."
     known = inspect.signature(_class(method)).parameters
     options = {name: value for name, value in values.items() if name in known} | fixed
@@ -90,7 +91,7 @@ def _check_grid(file:Path, question:dict)->None:
 class Search:
     "The trials of one method, on all datasets of the settings, with one seed."
     def __init__(self,
-        lab:Logbook, # whose folder the trials are written to
+        lab:Experiment, # whose folder the trials are written to
         method:str,
         choices:dict[str, tuple]|None=None, # None: what the method declares
         n:int=12, # trials
@@ -202,10 +203,8 @@ def trials_figure(
     return fig
 
 # %% ../../nbs/results/79_choices.ipynb #200d2d8f
-REPORTS = PACKAGE.parent/'reports'
-
 def write_chosen(
-    lab:Logbook,
+    lab:Experiment,
     searches:dict[str, tuple[Search, pd.DataFrame]], # method -> its search and its trials
     )->dict: # method -> trial, values, score, first
     "Write `chosen.json`: for each method the winning trial, its values, its score and that of trial 0."

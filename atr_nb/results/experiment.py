@@ -7,17 +7,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from fastcore.basics import patch
+from fastcore.meta import delegates
 import numpy as np
 import pandas as pd
 from torch import Tensor
 from ..data.batches import RandomBatches
 from ..data.scenes import near_miss_recall
+from ..evaluation.metrics import retrieval_metrics
 from ..methods.cmlf import SHARES, cmlf_recipe
 from .report import Examples, known_numbers, save_examples, save_figure
 from . import claims, tables
 from .claims import Claim, Verdicts, judge_all, write_claims
 from .logbook import Logbook
 from .records import load_ranks, place_of
+from .runs import Runs, circumstances, measure_scores, run_name
 from .setup import Setup
 from .tables import Table, tables_of, write_tables
 from ..settings import Settings
@@ -42,20 +45,21 @@ class Findings(list):
         return '\n'.join(lines) + '\n'
 
 # %% ../../nbs/results/74_experiment.ipynb #7470398e
-Row = dict | Callable[[str, int], dict] # arguments of `Logbook.run`; or a function of dataset and seed to them
+Row = dict | Callable[[str, int], dict] # arguments of `Experiment.run`; or a function of dataset and seed to them
 
 def _of(row:Row, dataset:str, seed:int)->dict: return row(dataset, seed) if callable(row) else row
 
 PUBLISHED = dict(options=dict(loss='nt_xent')) # a row: the baseline as its paper recommends it, the settings' recipe
 
 # %% ../../nbs/results/74_experiment.ipynb #a4d8f842
-class Experiment(Logbook):
+class Experiment(Runs, Logbook):
     "The runs of one paper with its tables, figures, verdicts and findings."
     def __init__(self,
         settings:Settings,
         paper:str, # its name, as of its reproduction notebook
         ):
-        super().__init__(settings, paper)
+        Runs.__init__(self, settings)
+        Logbook.__init__(self, settings, paper)
         self.verdicts, self.findings, self._mined = Verdicts(), Findings(), {}
         self._planned = None # the sweeps so far inside `at_once`
         self.known = known_numbers(paper)
@@ -86,10 +90,42 @@ class Experiment(Logbook):
         datasets = self.settings.datasets[:1] if datasets is None else datasets
         return self.sweep(name, rows, datasets, self.settings.ablation_seeds)
 
+# %% ../../nbs/results/74_experiment.ipynb #db641b5b
+@patch
+@delegates(Runs.make)
+def run(self:Experiment,
+    table:str, # the table the run belongs to
+    row:str, # its row there
+    dataset:str,
+    seed:int,
+    **what, # method, options, recipe, samplers, extra, setup, as for `Runs.make`
+    )->dict: # the record
+    "Make the run, or find it where it was made before; note its record under `table` and `row`."
+    return self.note(table, row, *self.make(dataset, seed, **what), self.clips(dataset, 'test'))
+
+# %% ../../nbs/results/74_experiment.ipynb #67618443
+@patch
+def measure(self:Experiment, table:str, row:str, dataset:str, scores:Tensor, of:dict|None=None)->dict: # the record
+    """Measure scores (clips, captions) on a dataset's test split that are not a run's own: an oracle's,
+    or those of the run `of` on other clips."""
+    test = self.pairs(dataset, 'test')
+    measured, ranks = measure_scores(test, scores, retrieval_metrics(scores, test.clip_of_caption))
+    of = of or dict(run='', seed=0, n_parameters=0)
+    name = run_name(dict(row=row, dataset=dataset, data=test.clips.manifest_hash, of=of['run'],
+                         ranks=measured['ranks']))
+    record = dict(run=name, dataset=dataset, split='test', seed=of['seed'], **measured,
+                  n_parameters=of['n_parameters'], **circumstances(self, 0.))
+    return self.note(table, row, record, ranks, test.clips)
+
+@patch
+def after(self:Experiment, stage:int, table:str, row:str, record:dict)->dict: # a record of its own
+    "Measure a run as it was after one of its stages, counted from 1."
+    return self.note(table, row, *self.after_stage(record, stage), self.clips(record['dataset'], 'test'))
+
 # %% ../../nbs/results/74_experiment.ipynb #bea03197
 @patch
 def _sweep_all(self:Experiment,
-    sweeps:list[tuple], # (table, rows, (row, arguments of `Logbook.run`) of each run)
+    sweeps:list[tuple], # (table, rows, (row, arguments of `Experiment.run`) of each run)
     desc:str,
     )->None:
     "Make all missing runs, several at a time, and record all of them."
@@ -282,7 +318,7 @@ def with_curriculum(
     guard:float|None=0.95, # see `mined`
     shares:tuple=SHARES, # of the epochs for each stage
     setup:Setup|None=None, # other encoders
-    )->dict: # arguments for `Logbook.run`
+    )->dict: # arguments for `Experiment.run`
     "A row for `sweep`: a method trained in 3CMLF's three stages, with mined batches."
     recipe = cmlf_recipe((setup or lab).model(method, options or {}, seed), recipe or lab.recipe(), bool(teacher),
                          shares)

@@ -18,7 +18,7 @@ from ..encoders.tower import TwoTower
 from ..evaluation.scoring import encode_all, score_all
 from ..figures import sound_figure
 from ..model import Encoded, RetrievalModel
-from .logbook import Logbook
+from .experiment import Experiment
 from .setup import Setup
 
 # %% auto #0
@@ -137,7 +137,7 @@ def _weights(pool:GPO, n:int)->np.ndarray: # of the ranks in a row of n tokens (
 
 # %% ../../nbs/results/76_hearing.ipynb #9e71c623
 def among_others(
-    lab:Logbook,
+    lab:Experiment,
     table:str, # to note the records under
     rows:dict[str, dict], # row -> the record of a trained model
     n:int, # clips: the first of the test split

@@ -8,35 +8,38 @@ import json
 from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
-from fastcore.meta import delegates
-from torch import Tensor
-from ..evaluation.metrics import retrieval_metrics
+from ..data.datasets import Clips
 from ..files import save_arrays, sealed, write_file
 from .records import entry_of
-from .runs import Runs, circumstances, measure_scores, run_name
 from ..settings import Settings
 
 # %% auto #0
 __all__ = ['Logbook']
 
 # %% ../../nbs/results/71_logbook.ipynb #9ed1e7fb
-class Logbook(Runs):
-    "The runs of one paper, noted under tables and rows, with their ranks."
+class Logbook:
+    "The records of one paper, noted under tables and rows, with their ranks."
     def __init__(self,
-        settings:Settings,
+        settings:Settings, # whose folder of reports gets them
         paper:str, # the paper's name, such as 'baseline'
         ):
-        super().__init__(settings)
-        self.paper, self.folder, self.records, self._ranks = paper, settings.out/settings.profile/paper, [], {}
+        self.settings, self.paper, self.folder = settings, paper, settings.out/settings.profile/paper
+        self.records, self._ranks, self._clips = [], {}, {} # run -> its ranks; dataset -> its test split
 
-    def _note(self, table:str, row:str, record:dict, ranks:dict)->dict:
+    def note(self,
+        table:str, # the table that the record belongs to
+        row:str, # its row there
+        record:dict,
+        ranks:dict, # of the right answers: 't2a' and 'a2t'
+        clips:Clips, # that they were measured on
+        )->dict: # the record, with its place
         "Keep a record under a table and a row; it replaces an earlier one of the same dataset and seed."
         about = dict(profile=self.settings.profile, paper=self.paper, table=table, row=row)
         record = about | record | about # whatever it was noted under before
         known = {entry_of(r): k for k, r in enumerate(self.records)}
         if entry_of(record) in known: self.records[known[entry_of(record)]] = record
         else: self.records.append(record)
-        self._ranks[record['run']] = ranks
+        self._ranks[record['run']], self._clips[record['dataset']] = ranks, clips
         return record
 
     def find(self, **fields)->list[dict]: # in the order in which they were noted
@@ -47,46 +50,13 @@ class Logbook(Runs):
                               f"{sorted({tuple(r[k] for k in fields) for r in self.records})}")
         return found
 
-# %% ../../nbs/results/71_logbook.ipynb #807ccaca
-@patch
-@delegates(Runs.make)
-def run(self:Logbook,
-    table:str, # the table the run belongs to
-    row:str, # its row there
-    dataset:str,
-    seed:int,
-    **what, # method, options, recipe, samplers, extra, setup, as for `Runs.make`
-    )->dict: # the record
-    "Make the run, or find it where it was made before; note its record under `table` and `row`."
-    return self._note(table, row, *self.make(dataset, seed, **what))
-
-# %% ../../nbs/results/71_logbook.ipynb #d59b0362
-@patch
-def measure(self:Logbook, table:str, row:str, dataset:str, scores:Tensor, of:dict|None=None)->dict: # the record
-    """Measure scores (clips, captions) on a dataset's test split that are not a run's own: an oracle's,
-    or those of the run `of` on other clips."""
-    test = self.pairs(dataset, 'test')
-    measured, ranks = measure_scores(test, scores, retrieval_metrics(scores, test.clip_of_caption))
-    of = of or dict(run='', seed=0, n_parameters=0)
-    name = run_name(dict(row=row, dataset=dataset, data=test.clips.manifest_hash, of=of['run'],
-                         ranks=measured['ranks']))
-    record = dict(run=name, dataset=dataset, split='test', seed=of['seed'], **measured,
-                  n_parameters=of['n_parameters'], **circumstances(self, 0.))
-    return self._note(table, row, record, ranks)
-
-@patch
-def after(self:Logbook, stage:int, table:str, row:str, record:dict)->dict: # a record of its own
-    "Measure a run as it was after one of its stages, counted from 1."
-    return self._note(table, row, *self.after_stage(record, stage))
-
 # %% ../../nbs/results/71_logbook.ipynb #bd57fed2
 @patch
 def save(self:Logbook)->Path: # the folder of the paper's report
-    "Write `runs.jsonl` and `ranks.npz` for all that was run so far."
+    "Write `runs.jsonl` and `ranks.npz` for all that was noted so far."
     self.folder.mkdir(parents=True, exist_ok=True)
     arrays = {f'{run}_{way}': r for run, both in self._ranks.items() for way, r in both.items()}
-    for dataset in {r['dataset'] for r in self.records}:
-        clips = self.clips(dataset, 'test')
+    for dataset, clips in self._clips.items():
         arrays[f'{dataset}_clip_of_caption'] = clips.clip_of_caption.numpy()
         arrays[f'{dataset}_group'] = np.asarray(getattr(clips, 'families', range(len(clips))))
     save_arrays(self.folder/'ranks.npz', **arrays)

@@ -15,9 +15,8 @@ from ..data.datasets import Clips
 from ..files import load_json, unsealed
 from ..notebooks import read_notebook
 from . import experiment, opening, setup
-from .choices import REPORTS
 from .runs import STORED, RUN, TRIAL
-from .records import entry_of, load_records
+from .records import REPORTS, entry_of, load_records
 from .tables import duration
 from ..settings import Settings
 from ..training.curriculum import MinedBatches
@@ -123,7 +122,7 @@ class Planner(experiment.Experiment):
 
     def run(self, table:str, row:str, dataset:str, seed:int, **what)->dict:
         known = _look(self, RUN, table, row, dict(dataset=dataset, seed=seed, **what))
-        return _Known(self._note(table, row, known, ranks={}))
+        return _Known(self.note(table, row, known, ranks={}, clips=None))
 
     def trial(self, dataset:str, seed:int, **what)->dict:
         known = _look(self, TRIAL, 'trial', '', dict(dataset=dataset, seed=seed, **what))

@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np, torch
 from torch import Tensor
 from ..evaluation.metrics import Place, packed, places, ranks_hash, retrieval_metrics
-from ..files import Damaged, load_arrays, unsealed
+from ..files import PACKAGE, Damaged, load_arrays, unsealed
 
 # %% auto #0
-__all__ = ['KEYS', 'AGAIN', 'entry_of', 'load_records', 'load_ranks', 'place_of', 'measured_on', 'toy_record', 'toy_run',
-           'toy_runs']
+__all__ = ['REPORTS', 'KEYS', 'AGAIN', 'entry_of', 'load_records', 'load_ranks', 'place_of', 'measured_on', 'toy_record',
+           'toy_run', 'toy_runs']
 
 # %% ../../nbs/results/71_records.ipynb #d182de9e
+REPORTS = PACKAGE.parent/'reports' # those that come with the package
+
 KEYS = ('run', 'profile', 'paper', 'table', 'row', 'dataset', 'split', 'seed', 'metrics', 'ranks', 'n_clips',
         'n_captions', 'ids_sha256', 'n_parameters', 'commit', 'versions', 'device', 'seconds', 'peak_memory_mb')
 AGAIN = 'delete the line and run that configuration again (its trained model is kept, so this takes seconds)'
