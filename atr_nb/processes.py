@@ -5,7 +5,8 @@
 # %% ../nbs/05_processes.ipynb #214f876f
 from __future__ import annotations
 import ctypes, multiprocessing, os, signal, sys, threading, traceback, warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import wait
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,12 +14,21 @@ import torch
 from tqdm import tqdm
 
 # %% auto #0
-__all__ = ['PR_SET_PDEATHSIG', 'can_fork', 'together']
+__all__ = ['PR_SET_PDEATHSIG', 'can_fork', 'threads', 'together']
 
 # %% ../nbs/05_processes.ipynb #9534c835
 def can_fork()->bool:
     "Whether tasks can be given to copies of this process: on Linux, without a GPU."
     return sys.platform == 'linux' and not torch.cuda.is_available()
+
+# %% ../nbs/05_processes.ipynb #c9467a84
+@contextmanager
+def threads(n:int)->Iterator[None]: # for each operation of torch
+    "Compute with n threads."
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try: yield
+    finally: torch.set_num_threads(before)
 
 # %% ../nbs/05_processes.ipynb #84626bad
 PR_SET_PDEATHSIG = 1 # of prctl, in linux/prctl.h

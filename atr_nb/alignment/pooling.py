@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import nn, Tensor
-from ..model import mask_of, masked_softmax, pool_tokens, positions
+from ..model import fill_padding, mask_of, masked_softmax, pool_tokens, positions
 from ..words import one_of
 
 # %% auto #0
@@ -36,7 +36,7 @@ class AttentionPool(nn.Module):
 @torch.no_grad()
 def _order(tokens:Tensor, mask:Tensor)->Tensor: # (B, T, d), (B, T) -> (B, T, d)
     "The positions of each channel's values, sorted from the highest to the lowest; padding comes last."
-    key = -tokens.masked_fill(~mask[..., None], float('-inf'))
+    key = -fill_padding(tokens, mask, float('-inf'))
     if key.device.type != 'cpu': return key.argsort(1)
     return torch.from_numpy(np.argsort(key.to(torch.promote_types(key.dtype, torch.float32)).numpy(), axis=1))
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from .datasets import Clips, load_waves
 from ..files import (BLANK, Damaged, atomic, code_hash, hash_file, hash_json, intact, load_json,
     save_json, seal)
-from ..model import Encoded, Encoder, mask_of
+from ..model import Encoded, Encoder, fill_padding, mask_of
 from ..processes import together
 
 # %% auto #0
@@ -122,7 +122,7 @@ def to_rows(
         raise ValueError(f"encoder {encoder.name!r} returns no tokens; there is nothing to cache")
     tokens = encoded.tokens.float().cpu()
     mask = mask_of(tokens, encoded.mask).cpu()
-    lengths, peaks = mask.sum(1), tokens.abs().masked_fill(~mask.unsqueeze(-1), 0).amax((1, 2))
+    lengths, peaks = mask.sum(1), fill_padding(tokens.abs(), mask).amax((1, 2))
     fine = (lengths > 0) & (peaks <= float(np.finfo(dtype).max)) # NaN is less than nothing
     if not fine.all():
         k = int(fine.int().argmin())

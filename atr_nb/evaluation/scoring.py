@@ -5,11 +5,14 @@
 # %% ../../nbs/evaluation/41_scoring.ipynb #a72b6cdd
 from __future__ import annotations
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 import torch
 from torch import nn, Tensor
 from tqdm import tqdm
 from ..model import Encoded, RetrievalModel
+from ..processes import threads
 from .metrics import retrieval_metrics
 
 # %% auto #0
@@ -99,19 +102,31 @@ def _shortest_first(e:Encoded, n:int)->tuple[Tensor, ...]: # rows by their numbe
     if e.mask is None or e.tokens is None: return torch.arange(len(e)).split(n)
     return e.mask.sum(1).argsort(stable=True).split(n)
 
-def _blocks(model, audio:Encoded, text:Encoded, rows:int, cols:int)->Iterator[tuple[Tensor, Tensor, Tensor]]:
-    "Clips (rows,) and captions (cols,) of each block, and their scores (rows, cols)."
-    device, clips, captions = _device(model), _shortest_first(audio, rows), _shortest_first(text, cols)
-    with tqdm(total=len(clips) * len(captions), desc='scoring', leave=False, delay=2, disable=None) as bar:
-        for i in clips:
-            a = audio[i].trimmed().to(device)
-            for j in captions:
-                block = model.similarity(a, text[j].trimmed().to(device))
-                if block.shape != (len(i), len(j)):
-                    raise ValueError(f"{type(model).__name__}.similarity returned {tuple(block.shape)} for {len(i)} "
-                                     f"clips and {len(j)} captions; it must return (clips, captions)")
-                yield i, j, block
-                bar.update()
+@torch.no_grad() # which each thread says for itself
+def _strip(model, audio:Encoded, text:Encoded, captions:tuple, scores:Tensor, bar:tqdm, clips:Tensor)->None:
+    "Write the scores of some clips into their rows, a block of captions at a time."
+    device = _device(model)
+    some = audio[clips].trimmed().to(device)
+    for rows in captions:
+        block = model.similarity(some, text[rows].trimmed().to(device))
+        if block.shape != (len(clips), len(rows)):
+            raise ValueError(f"{type(model).__name__}.similarity returned {tuple(block.shape)} for {len(clips)} "
+                             f"clips and {len(rows)} captions; it must return (clips, captions)")
+        scores[clips[:, None], rows] = block.float().cpu()
+    bar.update(len(clips))
+
+# %% ../../nbs/evaluation/41_scoring.ipynb #98feaa1c
+def _in_threads(f:Callable, items:tuple, n:int)->None:
+    "f of every item, in this thread and n - 1 others."
+    waiting = iter(items) # of a tuple: each thread takes its next item from it
+    def work():
+        for item in waiting: f(item)
+    with ThreadPoolExecutor(max(1, n - 1)) as pool:
+        try:
+            others = [pool.submit(work) for _ in range(n - 1)]
+            work()
+            for other in others: other.result()
+        finally: tuple(waiting) # after an error nothing more is begun
 
 def score_all(
     model:RetrievalModel,
@@ -119,12 +134,15 @@ def score_all(
     text:Encoded, # captions
     budget:int|None=None, # bytes for comparing one block; None: as `BUDGET` says for the model's device
     )->Tensor: # scores, float32 on the CPU (clips, captions)
-    "The full score matrix in blocks. The result does not depend on the budget beyond rounding."
+    "The full score matrix in blocks. The result does not depend on the budget beyond rounding, nor on the threads."
     device = _device(model)
-    shape = block_shape(audio, text, BUDGET[device.type] if budget is None else budget)
+    rows, cols = block_shape(audio, text, BUDGET[device.type] if budget is None else budget)
+    clips, captions = _shortest_first(audio, rows), _shortest_first(text, cols)
     scores = torch.empty(len(audio), len(text))
+    n = min(torch.get_num_threads(), len(clips)) if device.type == 'cpu' else 1
     with evaluating(model):
-        for i, j, block in _blocks(model, audio, text, *shape): scores[i[:, None], j] = block.float().cpu()
+        with threads(1), tqdm(total=len(audio), desc='scoring clips', leave=False, delay=2, disable=None) as bar:
+            _in_threads(partial(_strip, model, audio, text, captions, scores, bar), clips, n)
         reranked = model.rerank(scores.to(device), audio.to(device), text.to(device))
     if reranked.shape != scores.shape:
         raise ValueError(f"{type(model).__name__}.rerank returned {tuple(reranked.shape)}; "

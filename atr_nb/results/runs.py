@@ -21,7 +21,7 @@ from tqdm import tqdm
 from ..data.batches import Pairs
 from ..data.datasets import SPLITS
 from ..evaluation.metrics import packed, places, ranks_hash
-from ..evaluation.scoring import encode_all, evaluate
+from ..evaluation.scoring import encode_all, evaluate, score_all
 from ..files import (BLANK, Damaged, atomic, check as check_file, code_hash, hash_json, intact, load_arrays,
     load_json, save_arrays, save_json, seal)
 from ..methods import modules
@@ -284,8 +284,9 @@ def pooled(self:Runs, record:dict, split:str='train')->tuple[Tensor, Tensor]: # 
 @patch
 def scores(self:Runs, record:dict)->Tensor: # (clips, captions)
     "The scores of a record's model on its test split."
-    setup = self.setup(record)
-    with one_thread(setup): return evaluate(self.trained(record), setup.pairs(record['dataset'], 'test'))[0]
+    setup, model = self.setup(record), self.trained(record)
+    with one_thread(setup): encoded = encode_all(model, setup.pairs(record['dataset'], 'test'))
+    return score_all(model, *encoded)
 
 @patch
 def history(self:Runs, record:dict)->list[dict]:

@@ -16,7 +16,7 @@ from ..data.features import audio_features, text_features
 from ..encoders.panns import quick_precision
 from ..methods import create
 from ..model import Encoder, RetrievalModel
-from ..processes import can_fork
+from ..processes import can_fork, threads
 from .opening import check, check_lengths, open_encoders, open_split
 from ..settings import Settings
 from ..training.recipe import Recipe, Stage
@@ -118,7 +118,5 @@ def recipe(self:Setup,
 @contextmanager
 def one_thread(setup:Setup)->Iterator[None]:
     "One thread, where the encoders are frozen and a CPU trains; all threads otherwise."
-    threads = torch.get_num_threads()
-    if setup.device.type == 'cpu' and not setup.settings.finetune: torch.set_num_threads(1)
-    try: yield
-    finally: torch.set_num_threads(threads)
+    alone = setup.device.type == 'cpu' and not setup.settings.finetune
+    with threads(1 if alone else torch.get_num_threads()): yield
