@@ -85,6 +85,7 @@ def training_figure(
                 scores = [epoch['score'] / 3 for epoch in lab.history(r)] # the mean of three recalls and two directions
                 ax.plot(range(1, len(scores) + 1), scores, color=f'C{k}', lw=1, label=row if not n else None)
         ax.set(title=dataset, xlabel='epoch')
+        ax.xaxis.get_major_locator().set_params(integer=True)
     axes[0][0].set_ylabel('validation: mean of\nR@1, R@5, R@10 (%)')
     _legend_below(fig)
     plt.close(fig)
