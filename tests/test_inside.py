@@ -1,14 +1,17 @@
 """What is looked at inside a model:
 what captions listen to, what each level finds, what unrelated sound and scoring cost."""
+import itertools, signal
 from dataclasses import replace
 from itertools import product
 import numpy as np, pytest, torch
 from atr_nb.data.datasets import Clips, Lengthened
 from atr_nb.data.descriptions import events, understand
 from atr_nb.data.scenes import RATE, Scenes
-from atr_nb.evaluation.scoring import encode_all, level_scores, score_all
+from atr_nb.evaluation.scoring import bytes_per_pair, encode_all, level_scores, score_all
 from atr_nb.methods.mgrl import MGRL
 from atr_nb.encoders.tower import Precomputed
+from atr_nb.model import Encoded, RetrievalModel
+from atr_nb.processes import threads
 from atr_nb.results import claims as T, cost, hearing, levels
 from atr_nb.training.checks import AUDIO, TEXT, noise_pairs
 from test_results import toy_run
@@ -148,6 +151,37 @@ def test_a_loss_needs_the_same_queries(spoil, complaint):
 def test_claims_over_rows():
     a, b = T.claims_over('c', 'x beats {}', 't', 'x', ['y', 'z'], metric='a2t_r1', since='clean')
     assert a == T.Claim('c', 'x beats y', ('t', 'x'), ('t', 'y'), 'a2t_r1', None, 'clean') and b.worse == ('t', 'z')
+
+# ---- scoring in threads
+
+class Pooled(RetrievalModel):
+    "The cosine of pooled vectors; at one of its blocks something happens"
+    def __init__(self, happens): super().__init__(); self.happens, self.calls = happens, itertools.count()
+    def similarity(self, audio, text):
+        if next(self.calls) == 5: self.happens()
+        return audio.pooled @ text.pooled.T
+
+def in_blocks(model, n=64): # one clip and one caption at a time
+    e = Encoded(torch.eye(n))
+    return score_all(model, e, e, bytes_per_pair(e, e))
+
+def fails(): raise ValueError('the sixth block')
+def interrupted(): signal.raise_signal(signal.SIGINT)
+
+@pytest.mark.parametrize('n', [1, 3])
+@pytest.mark.parametrize('happens, error', [(fails, ValueError), (interrupted, KeyboardInterrupt)])
+def test_an_error_in_a_block_is_the_callers_and_nothing_more_is_begun(n, happens, error):
+    model = Pooled(happens)
+    with threads(n):
+        with pytest.raises(error): in_blocks(model)
+        assert torch.get_num_threads() == n
+    assert next(model.calls) < 64 * 64 / 2
+
+def test_every_pair_is_scored_once_whatever_the_number_of_threads():
+    model = Pooled(lambda: None)
+    for n in (1, 2, 5, 100):
+        with threads(n): assert torch.equal(in_blocks(model), torch.eye(64))
+    assert next(model.calls) == 4 * 64 * 64
 
 # ---- cost
 

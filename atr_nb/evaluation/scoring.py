@@ -120,13 +120,13 @@ def _in_threads(f:Callable, items:tuple, n:int)->None:
     "f of every item, in this thread and n - 1 others."
     waiting = iter(items) # of a tuple: each thread takes its next item from it
     def work():
-        for item in waiting: f(item)
-    with ThreadPoolExecutor(max(1, n - 1)) as pool:
         try:
-            others = [pool.submit(work) for _ in range(n - 1)]
-            work()
-            for other in others: other.result()
-        finally: tuple(waiting) # after an error nothing more is begun
+            for item in waiting: f(item)
+        finally: tuple(waiting) # after an error nobody begins another
+    with ThreadPoolExecutor(max(1, n - 1)) as pool:
+        others = [pool.submit(work) for _ in range(n - 1)]
+        work()
+        for other in others: other.result()
 
 def score_all(
     model:RetrievalModel,
