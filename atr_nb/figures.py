@@ -61,10 +61,15 @@ def sound_figure(
     ): # a matplotlib figure
     "Draw curves over the spectrogram of a sound, in a colour each, and bars of the same colour above them."
     import matplotlib.pyplot as plt
+    from matplotlib.mlab import specgram
     if ax is None: ax = plt.subplots(figsize=size)[1]
     wave, curves = np.asarray(wave), curves or {}
     faint = 1e-6 * np.random.default_rng(0).normal(size=len(wave)) # digital silence has no logarithm
-    ax.specgram(wave + faint, NFFT=1024, Fs=rate, noverlap=512, cmap='Greys', vmin=-110)
+    power = specgram(wave + faint, NFFT=1024, Fs=rate, noverlap=512)[0][1:] # without the constant (512, frames)
+    n = power.shape[1] // 2 # means of four by two: less grain, and a file of a tenth of the size
+    power = power[:, :2 * n].reshape(128, 4, n, 2).mean((1, 3))
+    ax.imshow(10 * np.log10(power), extent=(0, len(wave) / rate, 0, rate / 2), origin='lower', aspect='auto',
+              cmap='Greys', vmin=-110, interpolation='nearest')
     ax.set(xlabel='seconds', ylabel='Hz', ylim=(0, min(14_000, rate / 2)), xlim=(0, len(wave) / rate))
     if curves: _curves(ax.twinx(), curves, edges, spans or {}, what)
     plt.close(ax.figure)
